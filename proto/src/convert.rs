@@ -1,0 +1,384 @@
+//! Wire values become domain values here, or say which field is wrong.
+
+use domain::{
+    digest::Digest,
+    job::{
+        Artifact, Job, JobKind, JobOutput, JobState, Output, Precision, Priority, Reproducibility, Timestamp, Upscale,
+    },
+    picture::{Format, Sample},
+    task::ComputeClass,
+    tiles::Tiling,
+};
+
+use crate::v1;
+
+/// A field of a message that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {why}", if field.is_empty() { "message" } else { field })]
+pub struct InvalidField {
+    /// The field's path, such as `upscale.tile.side`; empty for the message as a whole.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl InvalidField {
+    /// The field at `path` is wrong because of `why`.
+    pub fn new(path: impl Into<String>, why: String) -> Self {
+        Self { field: path.into(), why }
+    }
+
+    /// Turns an error about the value of the field at `path` into one that names the field.
+    pub fn at<E: std::fmt::Display>(path: &str) -> impl Fn(E) -> Self + '_ {
+        move |error| Self::new(path, error.to_string())
+    }
+}
+
+/// The value of a message field that must be there.
+pub fn required<T>(path: &str, value: Option<T>) -> Result<T, InvalidField> {
+    value.ok_or_else(|| InvalidField::new(path, "is missing".to_owned()))
+}
+
+/// Where a picture comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An uploaded artifact.
+    Digest(Digest),
+    /// An `s3://` object.
+    Uri(String),
+}
+
+/// An upscale job as submitted, checked field by field and not yet resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpscaleRequest {
+    /// Name and place of each picture.
+    pub pictures: Vec<(String, Source)>,
+    /// Name or digest of the model.
+    pub upscale_model: String,
+    /// How pictures are cut.
+    pub tiling: TilingRequest,
+    /// How exactly.
+    pub precision: Precision,
+    /// Which devices may share the work.
+    pub reproducibility: Reproducibility,
+    /// The class asked for, if any.
+    pub class: Option<ComputeClass>,
+    /// How results are written.
+    pub output: Output,
+}
+
+/// The tiling asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TilingRequest {
+    /// Exactly this one.
+    Fixed(Tiling),
+    /// A side of the server's choice with this overlap.
+    Auto {
+        /// In pixels.
+        overlap: u32,
+    },
+}
+
+/// The reference's tile: 512 pixels.
+pub const DEFAULT_TILE_SIDE: u32 = 512;
+/// The reference's overlap: 32 pixels.
+pub const DEFAULT_TILE_OVERLAP: u32 = 32;
+
+impl TryFrom<v1::UpscaleJob> for UpscaleRequest {
+    type Error = InvalidField;
+
+    fn try_from(job: v1::UpscaleJob) -> Result<Self, InvalidField> {
+        if job.pictures.is_empty() {
+            return Err(InvalidField::new("upscale.pictures", "names no picture".to_owned()));
+        }
+        let pictures = job.pictures.into_iter().enumerate().map(|(index, picture)| {
+            let path = |field: &str| format!("upscale.pictures[{index}].{field}");
+            let source = match required(&path("source"), picture.source)? {
+                v1::picture_source::Source::Digest(digest) => {
+                    Source::Digest(digest.parse().map_err(InvalidField::at(&path("digest")))?)
+                }
+                v1::picture_source::Source::Uri(uri) if uri.starts_with("s3://") => Source::Uri(uri),
+                v1::picture_source::Source::Uri(uri) => {
+                    return Err(InvalidField::new(path("uri"), format!("`{uri}` is not an s3:// URI")));
+                }
+            };
+            if picture.name.len() > 1024 {
+                return Err(InvalidField::new(path("name"), "is longer than 1024 bytes".to_owned()));
+            }
+            let name = if picture.name.is_empty() { format!("picture {}", index + 1) } else { picture.name };
+            Ok((name, source))
+        });
+        let pictures = pictures.collect::<Result<_, _>>()?;
+        if job.upscale_model.is_empty() {
+            let why = "names no model; ListModels shows which there are".to_owned();
+            return Err(InvalidField::new("upscale.upscale_model", why));
+        }
+        let class = match job.compute_class.as_str() {
+            "" => None,
+            class => Some(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
+        };
+        Ok(Self {
+            pictures,
+            upscale_model: job.upscale_model,
+            tiling: job.tile.unwrap_or_default().try_into()?,
+            precision: precision_from_wire("upscale.precision", job.precision)?,
+            reproducibility: reproducibility_from_wire("upscale.reproducibility", job.reproducibility)?,
+            class,
+            output: job.output.unwrap_or_default().try_into()?,
+        })
+    }
+}
+
+impl TryFrom<v1::TileOptions> for TilingRequest {
+    type Error = InvalidField;
+
+    fn try_from(tile: v1::TileOptions) -> Result<Self, InvalidField> {
+        let overlap = tile.overlap.unwrap_or(DEFAULT_TILE_OVERLAP);
+        let side = if tile.side == 0 { DEFAULT_TILE_SIDE } else { tile.side };
+        if tile.auto {
+            return match overlap {
+                0..128 => Ok(Self::Auto { overlap }),
+                _ => Err(InvalidField::new("upscale.tile.overlap", format!("is {overlap}, and 127 is the most with auto"))),
+            };
+        }
+        if !(16..=65_536).contains(&side) {
+            return Err(InvalidField::new("upscale.tile.side", format!("is {side}, and 16 to 65536 is wanted")));
+        }
+        if overlap >= side {
+            let why = format!("is {overlap}, and must be less than the tile's side, {side}");
+            return Err(InvalidField::new("upscale.tile.overlap", why));
+        }
+        Ok(Self::Fixed(Tiling { side, overlap }))
+    }
+}
+
+impl TryFrom<v1::OutputOptions> for Output {
+    type Error = InvalidField;
+
+    fn try_from(output: v1::OutputOptions) -> Result<Self, InvalidField> {
+        let format = match output.format.as_str() {
+            "" => None,
+            format => Some(format.parse::<Format>().map_err(InvalidField::at("upscale.output.format"))?),
+        };
+        let sample = match output.bits {
+            0 => None,
+            8 => Some(Sample::U8),
+            16 => Some(Sample::U16),
+            bits => return Err(InvalidField::new("upscale.output.bits", format!("is {bits}, and 8 or 16 is wanted"))),
+        };
+        let quality = match output.quality {
+            0 => Output::default().quality,
+            quality @ 1..=100 => quality as u8,
+            quality => {
+                return Err(InvalidField::new("upscale.output.quality", format!("is {quality}, and 1 to 100 is wanted")));
+            }
+        };
+        if sample == Some(Sample::U16) && matches!(format, Some(Format::Jpeg | Format::Webp)) {
+            let why = format!("is 16, and {} has 8 bits only", output.format);
+            return Err(InvalidField::new("upscale.output.bits", why));
+        }
+        Ok(Self { format, sample, quality })
+    }
+}
+
+/// Reads an enumeration value; a number that this version does not know is an error that names the field.
+fn known<E: TryFrom<i32>>(path: &str, value: i32) -> Result<E, InvalidField> {
+    E::try_from(value).map_err(|_| InvalidField::new(path, format!("{value} is not a known value")))
+}
+
+/// Reads a precision; unspecified is exact.
+pub fn precision_from_wire(path: &str, value: i32) -> Result<Precision, InvalidField> {
+    Ok(match known(path, value)? {
+        v1::Precision::Unspecified | v1::Precision::Exact => Precision::Exact,
+        v1::Precision::Fast => Precision::Fast,
+    })
+}
+
+/// Writes a precision.
+pub fn precision_to_wire(precision: Precision) -> v1::Precision {
+    match precision {
+        Precision::Exact => v1::Precision::Exact,
+        Precision::Fast => v1::Precision::Fast,
+    }
+}
+
+fn reproducibility_from_wire(path: &str, value: i32) -> Result<Reproducibility, InvalidField> {
+    Ok(match known(path, value)? {
+        v1::Reproducibility::Unspecified | v1::Reproducibility::SameClass => Reproducibility::SameClass,
+        v1::Reproducibility::Mixed => Reproducibility::Mixed,
+    })
+}
+
+/// Reads a priority; unspecified is normal.
+pub fn priority_from_wire(path: &str, value: i32) -> Result<Priority, InvalidField> {
+    Ok(match known(path, value)? {
+        v1::Priority::Unspecified | v1::Priority::Normal => Priority::Normal,
+        v1::Priority::Low => Priority::Low,
+        v1::Priority::High => Priority::High,
+    })
+}
+
+fn priority_to_wire(priority: Priority) -> v1::Priority {
+    match priority {
+        Priority::Low => v1::Priority::Low,
+        Priority::Normal => v1::Priority::Normal,
+        Priority::High => v1::Priority::High,
+    }
+}
+
+/// Reads a job state; unspecified is an error.
+pub fn state_from_wire(path: &str, value: i32) -> Result<JobState, InvalidField> {
+    Ok(match known(path, value)? {
+        v1::JobState::Unspecified => return Err(InvalidField::new(path, "is not specified".to_owned())),
+        v1::JobState::Queued => JobState::Queued,
+        v1::JobState::Running => JobState::Running,
+        v1::JobState::Succeeded => JobState::Succeeded,
+        v1::JobState::Failed => JobState::Failed,
+        v1::JobState::Cancelled => JobState::Cancelled,
+    })
+}
+
+/// Writes a job state.
+pub fn state_to_wire(state: JobState) -> v1::JobState {
+    match state {
+        JobState::Queued => v1::JobState::Queued,
+        JobState::Running => v1::JobState::Running,
+        JobState::Succeeded => v1::JobState::Succeeded,
+        JobState::Failed => v1::JobState::Failed,
+        JobState::Cancelled => v1::JobState::Cancelled,
+    }
+}
+
+/// Reads a moment; one before 1970 counts as 1970.
+pub fn timestamp_from_wire(time: prost_types::Timestamp) -> Timestamp {
+    let seconds = u64::try_from(time.seconds).unwrap_or(0);
+    let millis = u64::try_from(time.nanos / 1_000_000).unwrap_or(0);
+    Timestamp(seconds.saturating_mul(1000).saturating_add(millis))
+}
+
+/// Writes a moment.
+pub fn timestamp_to_wire(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(time.0 / 1000).unwrap_or(i64::MAX),
+        nanos: (time.0 % 1000) as i32 * 1_000_000,
+    }
+}
+
+/// Writes a span of milliseconds.
+pub fn millis_to_wire(millis: u64) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
+        nanos: (millis % 1000) as i32 * 1_000_000,
+    }
+}
+
+/// Writes what is known of a job from the start; state, progress and results are the caller's to add.
+pub fn job_to_wire(job: &Job) -> v1::Job {
+    let kind = match &job.kind {
+        JobKind::Upscale(upscale) => v1::job::Kind::Upscale(upscale_to_wire(upscale)),
+    };
+    v1::Job {
+        id: job.id.to_string(),
+        request_id: job.request_id.clone(),
+        labels: job.labels.clone().into_iter().collect(),
+        priority: priority_to_wire(job.priority).into(),
+        created_at: Some(timestamp_to_wire(job.created)),
+        deadline: job.deadline.map(timestamp_to_wire),
+        // 00-<trace id>-<span id>-<flags>
+        trace_id: job.traceparent.as_deref().and_then(|parent| parent.split('-').nth(1)).unwrap_or_default().to_owned(),
+        kind: Some(kind),
+        ..v1::Job::default()
+    }
+}
+
+fn upscale_to_wire(upscale: &Upscale) -> v1::ResolvedUpscale {
+    let picture = |picture: &domain::job::Picture| v1::ResolvedPicture {
+        name: picture.name.clone(),
+        digest: picture.digest.to_string(),
+        width: picture.size.width,
+        height: picture.size.height,
+    };
+    let reproducibility = match upscale.reproducibility {
+        Reproducibility::SameClass => v1::Reproducibility::SameClass,
+        Reproducibility::Mixed => v1::Reproducibility::Mixed,
+    };
+    v1::ResolvedUpscale {
+        pictures: upscale.pictures.iter().map(picture).collect(),
+        upscale_model: upscale.upscale_model.name.clone(),
+        model_digest: upscale.upscale_model.digest.to_string(),
+        scale: upscale.upscale_model.scale,
+        tile_side: upscale.tiling.side,
+        tile_overlap: upscale.tiling.overlap,
+        precision: precision_to_wire(upscale.precision).into(),
+        reproducibility: reproducibility.into(),
+        compute_class: upscale.class.to_string(),
+    }
+}
+
+/// Writes an artifact.
+pub fn artifact_to_wire(artifact: &Artifact) -> v1::Artifact {
+    v1::Artifact {
+        key: artifact.key.clone(),
+        digest: artifact.digest.to_string(),
+        size_bytes: artifact.size_bytes,
+    }
+}
+
+/// Writes a finished picture.
+pub fn output_to_wire(output: &JobOutput) -> v1::JobOutput {
+    v1::JobOutput {
+        name: output.name.clone(),
+        artifact: Some(artifact_to_wire(&output.artifact)),
+        format: output.format.name().to_owned(),
+        width: output.size.width,
+        height: output.size.height,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> v1::UpscaleJob {
+        let source = v1::picture_source::Source::Digest(Digest::of(b"").to_string());
+        v1::UpscaleJob {
+            pictures: vec![v1::PictureSource { name: String::new(), source: Some(source) }],
+            upscale_model: "m".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_references_default() {
+        let request = UpscaleRequest::try_from(job()).unwrap();
+        assert_eq!(request.tiling, TilingRequest::Fixed(Tiling { side: 512, overlap: 32 }));
+        assert_eq!(request.precision, Precision::Exact);
+        assert_eq!(request.output, Output::default());
+        assert_eq!(request.pictures[0].0, "picture 1");
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut v1::UpscaleJob), field: &str) {
+        let mut job = job();
+        change(&mut job);
+        assert_eq!(UpscaleRequest::try_from(job).unwrap_err().field, field);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_by_its_path() {
+        check(|job| job.pictures.clear(), "upscale.pictures");
+        check(|job| job.pictures[0].source = None, "upscale.pictures[0].source");
+        let uri = |uri: &str| Some(v1::picture_source::Source::Uri(uri.to_owned()));
+        check(|job| job.pictures[0].source = uri("file:///etc/passwd"), "upscale.pictures[0].uri");
+        check(|job| job.upscale_model.clear(), "upscale.upscale_model");
+        check(|job| job.precision = 99, "upscale.precision");
+        check(|job| job.compute_class = "gpu".to_owned(), "upscale.compute_class");
+        let tile = |side, overlap| Some(v1::TileOptions { side, overlap: Some(overlap), auto: false });
+        check(|job| job.tile = tile(64, 64), "upscale.tile.overlap");
+        check(|job| job.tile = tile(8, 0), "upscale.tile.side");
+        let output = |format: &str, bits, quality| Some(v1::OutputOptions { format: format.to_owned(), bits, quality });
+        check(|job| job.output = output("bmp", 0, 0), "upscale.output.format");
+        check(|job| job.output = output("jpeg", 16, 0), "upscale.output.bits");
+        check(|job| job.output = output("", 0, 101), "upscale.output.quality");
+    }
+}

@@ -1,0 +1,470 @@
+//! What coordinator and workers tell each other through the broker, and on which queues and topics.
+//!
+//! [`Order`] goes to workers, [`Report`] comes back, [`Beat`] says who is alive, and [`Revocation`] takes orders back.
+//! Each has `encode` and `decode`; what cannot be decoded is not ours.
+
+use std::time::Duration;
+
+use domain::{
+    job::{JobId, Priority, Timestamp},
+    region::Region,
+    task::{ComputeClass, Context, Place, ResultKey},
+};
+use prost::Message as _;
+
+use crate::{
+    convert::{InvalidField, precision_from_wire, precision_to_wire, required, timestamp_from_wire, timestamp_to_wire},
+    v1,
+};
+
+/// The names of one farm's queues and topics. Farms of different names share a broker without meeting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    farm: String,
+}
+
+impl Names {
+    /// The names of the farm `farm`: 1 to 40 lower-case letters, digits or hyphens.
+    pub fn new(farm: &str) -> Result<Self, InvalidField> {
+        let fits = (1..=40).contains(&farm.len())
+            && farm.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+        if fits {
+            Ok(Self { farm: farm.to_owned() })
+        } else {
+            Err(InvalidField::new("farm", format!("`{farm}` is not 1 to 40 lower-case letters, digits or hyphens")))
+        }
+    }
+
+    /// The queue of tasks for `place` at `priority`; the coordinator's own tasks are on none.
+    pub fn tasks(&self, place: &Place, priority: Priority) -> Option<String> {
+        let place = match place {
+            Place::Class(class) => class.to_string(),
+            Place::AnyWorker => "any".to_owned(),
+            Place::Coordinator => return None,
+        };
+        Some(format!("{}.tasks.{place}.{}", self.farm, priority.name()))
+    }
+
+    /// The queues from which a worker of `class` takes tasks, the most urgent first.
+    pub fn served_by(&self, class: &ComputeClass) -> Vec<String> {
+        let places = [Place::Class(class.clone()), Place::AnyWorker];
+        Priority::ALL
+            .iter()
+            .flat_map(|&priority| places.iter().filter_map(move |place| self.tasks(place, priority)))
+            .collect()
+    }
+
+    /// The queue of [`Report`]s.
+    pub fn reports(&self) -> String {
+        format!("{}.reports", self.farm)
+    }
+
+    /// The queue where messages go that were delivered too often, or that no worker can read.
+    pub fn dead(&self) -> String {
+        format!("{}.dead", self.farm)
+    }
+
+    /// The queue where the coordinator parks what it cannot read either, for people to look at.
+    pub fn parked(&self) -> String {
+        format!("{}.parked", self.farm)
+    }
+
+    /// The topic of [`Revocation`]s.
+    pub fn revoked(&self) -> String {
+        format!("{}.revoked", self.farm)
+    }
+
+    /// The topic of [`Beat`]s.
+    pub fn beats(&self) -> String {
+        format!("{}.beats", self.farm)
+    }
+}
+
+fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, InvalidField> {
+    M::decode(bytes).map_err(|error| InvalidField::new("", format!("not a message of this farm: {error}")))
+}
+
+/// A task for a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// Grows with every publication: a [`Revocation`] names what it takes back by it.
+    pub dispatch: u64,
+    /// One of the jobs that want it, for logs and traces.
+    pub job: JobId,
+    /// The task's index in that job's plan.
+    pub task: u64,
+    /// What the task has in common with others; a worker's context is never [`Context::Assemble`].
+    pub context: Context,
+    /// What sets it apart.
+    pub region: Region,
+}
+
+impl Order {
+    /// The key of the result, which follows from the work itself.
+    pub fn result_key(&self) -> ResultKey {
+        ResultKey::new(self.context.digest(), self.region)
+    }
+
+    /// The order in words, for people: `upscale 512x512+0+480`.
+    pub fn describe(&self) -> String {
+        format!("{} {}", self.context.operation(), self.region)
+    }
+
+    /// The order as bytes; `None` for a task that is the coordinator's own.
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let Context::Upscale { revision, picture, upscale_model, scale, precision, place } = &self.context else {
+            return None;
+        };
+        let compute_class = match place {
+            Place::Class(class) => class.to_string(),
+            Place::AnyWorker => String::new(),
+            Place::Coordinator => return None,
+        };
+        let Region { x, y, width, height } = self.region;
+        let operation = v1::task_order::Operation::Upscale(v1::UpscaleTile {
+            revision: *revision,
+            picture: picture.to_string(),
+            upscale_model: upscale_model.to_string(),
+            scale: *scale,
+            precision: precision_to_wire(*precision).into(),
+            compute_class,
+            region: Some(v1::PixelRegion { x, y, width, height }),
+        });
+        let order = v1::TaskOrder {
+            dispatch: self.dispatch,
+            job_id: self.job.to_string(),
+            task: self.task,
+            operation: Some(operation),
+        };
+        Some(order.encode_to_vec())
+    }
+
+    /// Reads an order.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        let order: v1::TaskOrder = decode(bytes)?;
+        let v1::task_order::Operation::Upscale(tile) = required("operation", order.operation)?;
+        let v1::PixelRegion { x, y, width, height } = required("upscale.region", tile.region)?;
+        let place = match tile.compute_class.as_str() {
+            "" => Place::AnyWorker,
+            class => Place::Class(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
+        };
+        if tile.scale == 0 || width == 0 || height == 0 {
+            return Err(InvalidField::new("upscale.region", "a tile needs pixels and a scale".to_owned()));
+        }
+        Ok(Self {
+            dispatch: order.dispatch,
+            job: order.job_id.parse().map_err(InvalidField::at("job_id"))?,
+            task: order.task,
+            context: Context::Upscale {
+                revision: tile.revision,
+                picture: tile.picture.parse().map_err(InvalidField::at("upscale.picture"))?,
+                upscale_model: tile.upscale_model.parse().map_err(InvalidField::at("upscale.upscale_model"))?,
+                scale: tile.scale,
+                precision: precision_from_wire("upscale.precision", tile.precision)?,
+                place,
+            },
+            region: Region { x, y, width, height },
+        })
+    }
+}
+
+/// What became of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The task's result key.
+    pub key: ResultKey,
+    /// The worker's id.
+    pub worker: String,
+    /// The try, counted from 1.
+    pub attempt: u32,
+    /// One of the jobs that want it.
+    pub job: JobId,
+    /// What happened.
+    pub outcome: Outcome,
+}
+
+/// How a task ended in a worker's hands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The result is in the store.
+    Done {
+        /// Whether it was there already.
+        found: bool,
+        /// How long it was rendered.
+        elapsed: Duration,
+    },
+    /// It cannot be rendered; trying again will not help.
+    Failed {
+        /// The error with its causes.
+        message: String,
+    },
+    /// The device ran out of memory: the job must be planned anew with smaller tiles.
+    OutOfMemory {
+        /// The error with its causes.
+        message: String,
+    },
+    /// It failed and was put back on the queue.
+    Retrying {
+        /// The error with its causes.
+        message: String,
+    },
+}
+
+impl Report {
+    /// The report as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        use v1::task_report as wire;
+        let outcome = match self.outcome.clone() {
+            Outcome::Done { found, elapsed } => {
+                wire::Outcome::Done(wire::Done { found, elapsed: elapsed.try_into().ok() })
+            }
+            Outcome::Failed { message } => wire::Outcome::Failed(wire::Failed { message }),
+            Outcome::OutOfMemory { message } => wire::Outcome::OutOfMemory(wire::OutOfMemory { message }),
+            Outcome::Retrying { message } => wire::Outcome::Retrying(wire::Retrying { message }),
+        };
+        let report = v1::TaskReport {
+            result_key: self.key.to_string(),
+            worker: self.worker.clone(),
+            attempt: self.attempt,
+            job_id: self.job.to_string(),
+            outcome: Some(outcome),
+        };
+        report.encode_to_vec()
+    }
+
+    /// Reads a report.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        use v1::task_report as wire;
+        let report: v1::TaskReport = decode(bytes)?;
+        let outcome = match required("outcome", report.outcome)? {
+            wire::Outcome::Done(wire::Done { found, elapsed }) => {
+                Outcome::Done { found, elapsed: elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default() }
+            }
+            wire::Outcome::Failed(wire::Failed { message }) => Outcome::Failed { message },
+            wire::Outcome::OutOfMemory(wire::OutOfMemory { message }) => Outcome::OutOfMemory { message },
+            wire::Outcome::Retrying(wire::Retrying { message }) => Outcome::Retrying { message },
+        };
+        Ok(Self {
+            key: report.result_key.parse().map_err(InvalidField::at("result_key"))?,
+            worker: report.worker,
+            attempt: report.attempt,
+            job: report.job_id.parse().map_err(InvalidField::at("job_id"))?,
+            outcome,
+        })
+    }
+}
+
+/// Orders that are void.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Revocation {
+    /// Their result keys.
+    pub keys: Vec<ResultKey>,
+    /// Only orders up to this dispatch number: the same work may be ordered again later.
+    pub up_to_dispatch: u64,
+}
+
+impl Revocation {
+    /// The revocation as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let result_keys = self.keys.iter().map(ToString::to_string).collect();
+        v1::Revocation { result_keys, up_to_dispatch: self.up_to_dispatch }.encode_to_vec()
+    }
+
+    /// Reads a revocation.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        let revocation: v1::Revocation = decode(bytes)?;
+        let keys = revocation.result_keys.iter().map(|key| key.parse().map_err(InvalidField::at("result_keys")));
+        Ok(Self { keys: keys.collect::<Result<_, _>>()?, up_to_dispatch: revocation.up_to_dispatch })
+    }
+}
+
+/// A worker as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Worker {
+    /// Its name, unique on the farm.
+    pub id: String,
+    /// The compute class of its device.
+    pub class: ComputeClass,
+    /// The device in words.
+    pub device: String,
+    /// Memory of the device in bytes; 0 when unknown.
+    pub memory_bytes: u64,
+    /// Of that, memory that is free; 0 when unknown.
+    pub memory_free_bytes: u64,
+    /// What it renders now.
+    pub tasks: Vec<WorkerTask>,
+    /// The digests of the models in memory.
+    pub models: Vec<String>,
+    /// Tasks rendered since it started.
+    pub tasks_done: u64,
+    /// When it started.
+    pub started: Timestamp,
+    /// Whether it takes no new tasks.
+    pub draining: bool,
+    /// The version of its program.
+    pub version: String,
+}
+
+/// A task in a worker's hands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerTask {
+    /// Its result key.
+    pub key: ResultKey,
+    /// The order in words.
+    pub description: String,
+    /// How far it is, from 0 to 1.
+    pub fraction: f32,
+}
+
+impl Worker {
+    /// The worker as the public services show it, last heard of at `seen`.
+    pub fn to_wire(&self, seen: Option<Timestamp>) -> v1::Worker {
+        let task = |task: &WorkerTask| v1::WorkerTask {
+            result_key: task.key.to_string(),
+            description: task.description.clone(),
+            fraction: task.fraction,
+        };
+        v1::Worker {
+            id: self.id.clone(),
+            compute_class: self.class.to_string(),
+            device: self.device.clone(),
+            memory_bytes: self.memory_bytes,
+            memory_free_bytes: self.memory_free_bytes,
+            tasks: self.tasks.iter().map(task).collect(),
+            models: self.models.clone(),
+            tasks_done: self.tasks_done,
+            started_at: Some(timestamp_to_wire(self.started)),
+            seen_at: seen.map(timestamp_to_wire),
+            draining: self.draining,
+            version: self.version.clone(),
+        }
+    }
+}
+
+/// A sign of life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beat {
+    /// Whose.
+    pub worker: Worker,
+    /// Whether it is the last.
+    pub leaving: bool,
+}
+
+impl Beat {
+    /// The beat as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        v1::WorkerBeat { worker: Some(self.worker.to_wire(None)), leaving: self.leaving }.encode_to_vec()
+    }
+
+    /// Reads a beat.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        let beat: v1::WorkerBeat = decode(bytes)?;
+        let worker = required("worker", beat.worker)?;
+        let task = |task: v1::WorkerTask| {
+            Ok(WorkerTask {
+                key: task.result_key.parse().map_err(InvalidField::at("worker.tasks.result_key"))?,
+                description: task.description,
+                fraction: task.fraction,
+            })
+        };
+        Ok(Self {
+            worker: Worker {
+                id: worker.id,
+                class: worker.compute_class.parse().map_err(InvalidField::at("worker.compute_class"))?,
+                device: worker.device,
+                memory_bytes: worker.memory_bytes,
+                memory_free_bytes: worker.memory_free_bytes,
+                tasks: worker.tasks.into_iter().map(task).collect::<Result<_, _>>()?,
+                models: worker.models,
+                tasks_done: worker.tasks_done,
+                started: timestamp_from_wire(worker.started_at.unwrap_or_default()),
+                draining: worker.draining,
+                version: worker.version,
+            },
+            leaving: beat.leaving,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{digest::Digest, job::Precision};
+
+    use super::*;
+
+    fn order(place: Place) -> Order {
+        Order {
+            dispatch: 7,
+            job: "job-1".parse().unwrap(),
+            task: 3,
+            context: Context::Upscale {
+                revision: 1,
+                picture: Digest::of(b"picture"),
+                upscale_model: Digest::of(b"weights"),
+                scale: 2,
+                precision: Precision::Exact,
+                place,
+            },
+            region: Region::new(480, 0, 512, 512),
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_what_arrives() {
+        let class: ComputeClass = "cpu.candle.f32".parse().unwrap();
+        for place in [Place::Class(class.clone()), Place::AnyWorker] {
+            let order = order(place);
+            let arrived = Order::decode(&order.encode().unwrap()).unwrap();
+            assert_eq!((arrived.result_key(), &arrived), (order.result_key(), &order));
+        }
+        let key = order(Place::AnyWorker).result_key();
+        let message = "why".to_owned();
+        let outcomes = [
+            Outcome::Done { found: true, elapsed: Duration::from_millis(1500) },
+            Outcome::Failed { message: message.clone() },
+            Outcome::OutOfMemory { message: message.clone() },
+            Outcome::Retrying { message },
+        ];
+        for outcome in outcomes {
+            let report = Report { key, worker: "w".to_owned(), attempt: 2, job: "job-1".parse().unwrap(), outcome };
+            assert_eq!(Report::decode(&report.encode()).unwrap(), report);
+        }
+        let revocation = Revocation { keys: vec![key], up_to_dispatch: 9 };
+        assert_eq!(Revocation::decode(&revocation.encode()).unwrap(), revocation);
+        let worker = Worker {
+            id: "w".to_owned(),
+            class,
+            device: "d".to_owned(),
+            memory_bytes: 2,
+            memory_free_bytes: 1,
+            tasks: vec![WorkerTask { key, description: "upscale 1x1+0+0".to_owned(), fraction: 0.5 }],
+            models: vec![],
+            tasks_done: 4,
+            started: Timestamp(1_700_000_000_123),
+            draining: false,
+            version: "1".to_owned(),
+        };
+        let beat = Beat { worker, leaving: true };
+        assert_eq!(Beat::decode(&beat.encode()).unwrap(), beat);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused() {
+        assert!(Order::decode(b"not ours").is_err());
+        assert!(Order::decode(b"").is_err());
+        let empty = Order { region: Region::new(0, 0, 0, 1), ..order(Place::AnyWorker) };
+        assert_eq!(Order::decode(&empty.encode().unwrap()).unwrap_err().field, "upscale.region");
+        assert!(Report::decode(b"").is_err());
+    }
+
+    #[test]
+    fn a_worker_serves_the_most_urgent_queue_first() {
+        let queues = Names::new("tessera").unwrap().served_by(&"cpu.candle.f32".parse().unwrap());
+        assert_eq!(
+            queues.join(" "),
+            "tessera.tasks.cpu.candle.f32.high tessera.tasks.any.high tessera.tasks.cpu.candle.f32.normal \
+             tessera.tasks.any.normal tessera.tasks.cpu.candle.f32.low tessera.tasks.any.low"
+        );
+        assert!(Names::new("No Farm").is_err());
+    }
+}
