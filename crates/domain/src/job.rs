@@ -215,7 +215,7 @@ impl Output {
     /// The format, channels and samples in which `picture` is written.
     pub fn resolve(&self, picture: &Picture) -> (Format, Color, Sample) {
         let format = self.format.unwrap_or(picture.format);
-        let color = if format == Format::Jpeg { picture.color.without_alpha() } else { picture.color };
+        let color = if format == Format::Jpeg { picture.color.with_alpha(false) } else { picture.color };
         let sample = match (self.sample.unwrap_or(picture.sample), format) {
             (_, Format::Jpeg | Format::Webp) => Sample::U8,
             (Sample::F32, Format::Png) => Sample::U16,

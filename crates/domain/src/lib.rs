@@ -9,6 +9,7 @@
 
 pub mod digest;
 pub mod job;
+pub mod layout;
 pub mod picture;
 pub mod plan;
 pub mod region;

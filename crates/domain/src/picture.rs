@@ -1,30 +1,61 @@
 //! What a picture file is: format, colour and sample type, and how they may be combined.
 
-use std::{fmt, str::FromStr};
-
 use serde::{Deserialize, Serialize};
 
 use crate::region::Size;
 
-/// A picture file format that Tessera reads and writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// The file formats that are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// PNG, lossless, 8 or 16 bits.
+    /// PNG, 8 or 16 bits.
     Png,
-    /// JPEG, lossy, 8 bits, no alpha.
+    /// JPEG, 8 bits, without alpha.
     Jpeg,
-    /// TIFF (BigTIFF where it must be), lossless, 8 or 16 bits or floating point.
+    /// TIFF and BigTIFF, 8 or 16 bits or 32-bit float.
     Tiff,
-    /// WebP; written without loss, 8 bits.
+    /// WebP, 8 bits; written without loss.
     Webp,
 }
 
+/// What a format can hold at all, whatever the configuration allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatLimits {
+    /// The longest side, in pixels.
+    pub max_side: u32,
+    /// Whether pixels may be transparent.
+    pub alpha: bool,
+    /// The kinds of sample it can hold.
+    pub samples: &'static [Sample],
+    /// Whether its encoder holds the whole picture in memory instead of a few rows.
+    pub whole_picture: bool,
+}
+
 impl Format {
-    /// Every format, in the order in which help texts list them.
+    /// Every format.
     pub const ALL: [Self; 4] = [Self::Png, Self::Jpeg, Self::Tiff, Self::Webp];
 
-    /// The lower-case name, which is also the usual file extension but for `jpeg`.
+    /// What this format can hold.
+    pub const fn limits(self) -> FormatLimits {
+        match self {
+            Self::Png => FormatLimits {
+                max_side: i32::MAX as u32,
+                alpha: true,
+                samples: &[Sample::U8, Sample::U16],
+                whole_picture: false,
+            },
+            Self::Jpeg => FormatLimits { max_side: 65_535, alpha: false, samples: &[Sample::U8], whole_picture: true },
+            Self::Tiff => FormatLimits {
+                max_side: u32::MAX,
+                alpha: true,
+                samples: &[Sample::U8, Sample::U16, Sample::F32],
+                whole_picture: false,
+            },
+            Self::Webp => FormatLimits { max_side: 16_383, alpha: true, samples: &[Sample::U8], whole_picture: true },
+        }
+    }
+
+    /// The lower-case name, as configuration and the contract write it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -34,7 +65,34 @@ impl Format {
         }
     }
 
-    /// The media type.
+    /// Whether a picture of `size`, `color` and `sample` can be written in this format; the error says why not.
+    pub fn check(self, size: Size, color: Color, sample: Sample) -> Result<(), NotEncodable> {
+        let limits = self.limits();
+        let refuse = |why| Err(NotEncodable { format: self, size, why });
+        if size.pixels() == 0 {
+            refuse("a picture needs at least one pixel")
+        } else if size.width.max(size.height) > limits.max_side {
+            refuse("a side is longer than the format allows")
+        } else if color.has_alpha() && !limits.alpha {
+            refuse("the format has no alpha channel")
+        } else if !limits.samples.contains(&sample) {
+            refuse("the format has no such samples")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The usual file name extension, without the dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpg",
+            Self::Tiff => "tif",
+            Self::Webp => "webp",
+        }
+    }
+
+    /// The media type, as HTTP names it.
     pub const fn media_type(self) -> &'static str {
         match self {
             Self::Png => "image/png",
@@ -44,44 +102,15 @@ impl Format {
         }
     }
 
-    /// The largest side in pixels that a file of this format can have.
-    pub const fn max_side(self) -> u32 {
-        match self {
-            Self::Png => i32::MAX as u32,
-            Self::Jpeg => 65_535,
-            Self::Tiff => u32::MAX,
-            Self::Webp => 16_383,
-        }
-    }
-
-    /// The format that a file name's extension asks for.
+    /// The format that a file name extension (any case, without the dot) asks for.
     pub fn from_extension(extension: &str) -> Option<Self> {
         match extension.to_ascii_lowercase().as_str() {
             "png" => Some(Self::Png),
-            "jpg" | "jpeg" => Some(Self::Jpeg),
-            "tif" | "tiff" => Some(Self::Tiff),
+            "jpg" | "jpeg" | "jpe" | "jfif" => Some(Self::Jpeg),
+            "tif" | "tiff" | "btf" | "tf8" => Some(Self::Tiff),
             "webp" => Some(Self::Webp),
             _ => None,
         }
-    }
-
-    /// Whether a picture of `size`, `color` and `sample` can be written in this format; the error says why not.
-    pub fn check(self, size: Size, color: Color, sample: Sample) -> Result<(), NotEncodable> {
-        let refuse = |why| Err(NotEncodable { format: self, size, why });
-        match self {
-            _ if size.pixels() == 0 => refuse("a picture needs at least one pixel"),
-            _ if size.width.max(size.height) > self.max_side() => refuse("a side is longer than the format allows"),
-            Self::Jpeg if color.has_alpha() => refuse("the format has no alpha channel"),
-            Self::Jpeg | Self::Webp if sample != Sample::U8 => refuse("the format has 8 bits per sample only"),
-            Self::Png if sample == Sample::F32 => refuse("the format has no floating point samples"),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -90,7 +119,7 @@ impl fmt::Display for Format {
 #[error("`{0}` is not a format: png, jpeg, tiff or webp is wanted")]
 pub struct NotAFormat(String);
 
-impl FromStr for Format {
+impl std::str::FromStr for Format {
     type Err = NotAFormat;
 
     fn from_str(text: &str) -> Result<Self, NotAFormat> {
@@ -110,22 +139,36 @@ pub struct NotEncodable {
     pub why: &'static str,
 }
 
-/// Which channels a picture has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Png => "PNG",
+            Self::Jpeg => "JPEG",
+            Self::Tiff => "TIFF",
+            Self::Webp => "WebP",
+        })
+    }
+}
+
+/// The channels of a pixel, in the order in which they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Color {
-    /// One channel.
+    /// Grey.
     Grey,
-    /// One channel and alpha.
+    /// Grey, then alpha that is not multiplied in.
     GreyAlpha,
-    /// Red, green and blue.
+    /// Red, green, blue.
     Rgb,
-    /// Red, green, blue and alpha, not premultiplied.
+    /// Red, green, blue, then alpha that is not multiplied in.
     Rgba,
 }
 
 impl Color {
-    /// Channels, alpha included.
+    /// Every layout of channels.
+    pub const ALL: [Self; 4] = [Self::Grey, Self::GreyAlpha, Self::Rgb, Self::Rgba];
+
+    /// How many channels a pixel has, alpha included: 1 to 4.
     pub const fn channels(self) -> usize {
         match self {
             Self::Grey => 1,
@@ -140,40 +183,63 @@ impl Color {
         matches!(self, Self::GreyAlpha | Self::Rgba)
     }
 
-    /// Whether there is a single colour channel.
+    /// Whether the colour is one channel of grey.
     pub const fn is_grey(self) -> bool {
         matches!(self, Self::Grey | Self::GreyAlpha)
     }
 
-    /// The same without alpha.
-    pub const fn without_alpha(self) -> Self {
-        match self {
-            Self::Grey | Self::GreyAlpha => Self::Grey,
-            Self::Rgb | Self::Rgba => Self::Rgb,
+    /// The same colour with or without alpha.
+    pub const fn with_alpha(self, alpha: bool) -> Self {
+        match (self.is_grey(), alpha) {
+            (true, false) => Self::Grey,
+            (true, true) => Self::GreyAlpha,
+            (false, false) => Self::Rgb,
+            (false, true) => Self::Rgba,
         }
     }
 }
 
+impl std::fmt::Display for Color {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Grey => "grey",
+            Self::GreyAlpha => "grey with alpha",
+            Self::Rgb => "RGB",
+            Self::Rgba => "RGB with alpha",
+        })
+    }
+}
+
 /// How one sample is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sample {
-    /// 8 bits, 255 is white.
+    /// 8 bits, 0 to 255.
     U8,
-    /// 16 bits, 65,535 is white.
+    /// 16 bits, 0 to 65535.
     U16,
-    /// 32-bit floating point, 1.0 is white.
+    /// 32-bit float, 0 to 1.
     F32,
 }
 
 impl Sample {
-    /// Bytes per sample.
+    /// The size of one sample: 1, 2 or 4.
     pub const fn bytes(self) -> usize {
         match self {
             Self::U8 => 1,
             Self::U16 => 2,
             Self::F32 => 4,
         }
+    }
+}
+
+impl std::fmt::Display for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::U8 => "8-bit",
+            Self::U16 => "16-bit",
+            Self::F32 => "float",
+        })
     }
 }
 

@@ -1,0 +1,380 @@
+//! Results in, picture out: blends tiles, resamples alpha, and encodes, in row bands of bounded memory.
+//!
+//! Three stages run side by side: the rows of the next band are read from the store while this one is blended, and
+//! the one before is encoded. Only rows that a band needs are read, so memory does not grow with the picture (JPEG and
+//! WebP encoders hold the whole picture all the same). The file is made in the scratch folder and then stored under
+//! its digest, so that a crash leaves nothing half-written in the store.
+
+use std::{io, ops::Range, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use domain::{
+    digest::Digest,
+    job::{Artifact, Job, JobKind, JobOutput},
+    layout,
+    picture::{Color, Format, Sample},
+    plan::{Plan, Task},
+    region::Size,
+    task::{Context, ResultKey},
+    tiles::{BadTiling, Tile, TileGrid, Tiling},
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use imaging::{
+    bytes::{to_u8, to_u16},
+    encode::{EncodeError, EncodeOptions, Encoder},
+    frames::PixelError,
+    picture::Limits,
+    raster::{RasterInfo, Window},
+    resample::float::{FloatResizer, Interpolation},
+    tiled::{BandBlender, Placement},
+};
+use store::{Key, Store, StoreError};
+use tempfile::NamedTempFile;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{intake::RasterRecord, records::{RecordError, get_json, put_json}};
+
+/// Bytes that the tiles' rows of one band may take; three bands are in memory at once.
+const BAND_BYTES: u64 = 24 << 20;
+
+/// How many reads from the store are under way at once.
+const CONCURRENT_READS: usize = 8;
+
+/// Why a picture could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// Results vanished from the store: they must be rendered again.
+    #[error("{} results are missing from the store", .0.len())]
+    Missing(Vec<ResultKey>),
+    /// The job was cancelled.
+    #[error("the job was cancelled")]
+    Cancelled,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// A record could not be read or written.
+    #[error("a record could not be read or written")]
+    Record(#[from] RecordError),
+    /// The decoded picture is not where intake put it.
+    #[error("the decoded picture {0} is missing from the store: submit the job again")]
+    MissingRaster(Digest),
+    /// The picture cannot be encoded.
+    #[error("the picture cannot be encoded")]
+    Encode(#[from] EncodeError),
+    /// The scratch folder failed.
+    #[error("the scratch folder {} failed", folder.display())]
+    Scratch {
+        /// The folder.
+        folder: PathBuf,
+        /// Why; a full disk, for one.
+        source: io::Error,
+    },
+    /// Tiles that do not make a picture.
+    #[error("the tiles do not make up the picture")]
+    Pixels(#[from] PixelError),
+    /// A tiling that could not have been planned.
+    #[error("the tiles cannot be laid")]
+    Tiling(#[from] BadTiling),
+    /// A result has another size than its task asks for.
+    #[error("result {key} has other than the {expected} bytes of its rows")]
+    WrongSize {
+        /// Which.
+        key: ResultKey,
+        /// How many there should be.
+        expected: u64,
+    },
+    /// A fault of ours.
+    #[error("{0}")]
+    Internal(&'static str),
+}
+
+impl AssembleError {
+    /// Whether the same attempt may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) | Self::Record(RecordError::Store(error)) => error.is_retryable(),
+            Self::Missing(_)
+            | Self::Cancelled
+            | Self::Record(RecordError::Unreadable { .. })
+            | Self::MissingRaster(_)
+            | Self::Encode(_)
+            | Self::Scratch { .. }
+            | Self::Pixels(_)
+            | Self::Tiling(_)
+            | Self::WrongSize { .. }
+            | Self::Internal(_) => false,
+        }
+    }
+}
+
+/// Puts pictures together.
+#[derive(Debug, Clone)]
+pub struct Assembler {
+    /// Where results lie and pictures go.
+    pub store: Arc<dyn Store>,
+    /// Where files are made.
+    pub scratch: PathBuf,
+    /// What encoders that hold a picture whole may take.
+    pub limits: Limits,
+}
+
+/// What is to be put together, out of an assembling task.
+struct Order {
+    picture: Digest,
+    size: Size,
+    tiling: Tiling,
+    scale: u32,
+    format: Format,
+    color: Color,
+    sample: Sample,
+    quality: u8,
+}
+
+/// One band: its output rows, the rows of each tile that touch it, and its alpha.
+struct BandInput {
+    rows: Range<u32>,
+    tiles: Vec<(Tile, u32, Bytes)>,
+    alpha: Option<AlphaRows>,
+}
+
+/// Rows of the input's alpha, of which the first is row `first`.
+struct AlphaRows {
+    first: usize,
+    samples: Vec<f32>,
+}
+
+impl Assembler {
+    /// Puts together the picture of an assembling task, and stores it and its record.
+    pub async fn assemble(
+        &self,
+        job: &Job,
+        plan: &Plan,
+        task: &Task,
+        cancelled: &CancellationToken,
+    ) -> Result<JobOutput, AssembleError> {
+        let planned = plan.context_of(task);
+        let Context::Assemble { picture, size, tiling, scale, format, color, sample, quality, .. } = planned.context
+        else {
+            return Err(AssembleError::Internal("the task assembles nothing"));
+        };
+        let order = Order { picture, size, tiling, scale, format, color, sample, quality };
+        let tiles: Vec<ResultKey> =
+            task.needs.clone().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
+
+        let file = tokio::select! {
+            file = self.encode(&order, &tiles) => file?,
+            () = cancelled.cancelled() => return Err(AssembleError::Cancelled),
+        };
+        let (digest, size_bytes) = store::put_digested(&*self.store, "artifacts", file.path()).await?;
+        let digest: Digest = digest.parse().map_err(|_| AssembleError::Internal("a digest is not well formed"))?;
+        let JobKind::Upscale(upscale) = &job.kind;
+        let output = JobOutput {
+            name: upscale.pictures[planned.picture].name.clone(),
+            artifact: Artifact { key: layout::artifact(digest), digest, size_bytes },
+            format,
+            size: Size::new(size.width * scale, size.height * scale),
+        };
+        put_json(&*self.store, &plan.key_of(task).path(), &output).await?;
+        Ok(output)
+    }
+
+    /// Makes the file in the scratch folder.
+    async fn encode(&self, order: &Order, tiles: &[ResultKey]) -> Result<NamedTempFile, AssembleError> {
+        let scratch_failed = |source| AssembleError::Scratch { folder: self.scratch.clone(), source };
+        let grid = TileGrid::new(order.size, order.tiling, order.scale)?;
+        let record: RasterRecord = get_json(&*self.store, &layout::raster_info(order.picture))
+            .await?
+            .ok_or(AssembleError::MissingRaster(order.picture))?;
+        let side = async |there: bool, key: String| match there {
+            true => self.store.get(&Key::new(key)?).await.map(|bytes| Some(bytes.to_vec())),
+            false => Ok(None),
+        };
+        let options = EncodeOptions {
+            icc: side(record.has_icc, layout::raster_icc(order.picture)).await?,
+            exif: side(record.has_exif, layout::raster_exif(order.picture)).await?,
+            jpeg_quality: order.quality,
+            ..EncodeOptions::new(order.format, order.color, order.sample)
+        };
+        let file = NamedTempFile::new_in(&self.scratch).map_err(scratch_failed)?;
+        let handle = file.reopen().map_err(scratch_failed)?;
+
+        // Capacity 1: one band waits, one is read, one is blended and encoded.
+        let (bands, mut ready) = mpsc::channel::<BandInput>(1);
+        let (limits, output, whole) = (self.limits, grid.output(), grid.is_whole());
+        let (color, sample) = (order.color, order.sample);
+        let alpha = match color.has_alpha() {
+            true => Some(FloatResizer::new(Interpolation::Bicubic, order.size, output, 1)?),
+            false => None,
+        };
+        let alpha = alpha.map(Arc::new);
+        let resizer = alpha.clone();
+        let span = tracing::Span::current();
+        let encoding = tokio::task::spawn_blocking(move || {
+            let _entered = span.entered();
+            let mut encoder = Encoder::new(handle, output.width, output.height, options, &limits)?;
+            while let Some(band) = ready.blocking_recv() {
+                let alpha = match (&resizer, &band.alpha) {
+                    (Some(resizer), Some(alpha)) => {
+                        let rows = band.rows.start as usize..band.rows.end as usize;
+                        Some(resizer.rows(rows, &alpha.samples, alpha.first))
+                    }
+                    _ => None,
+                };
+                let colors = blend(output, whole, &band)?;
+                encoder.write_rows(&quantise(&colors, alpha.as_deref(), color, sample))?;
+            }
+            encoder.finish()?;
+            Ok::<_, AssembleError>(())
+        });
+        let read = self.read_bands(order, &grid, tiles, &record.raster, alpha.as_deref(), bands).await;
+        let encoded = encoding.await.map_err(|_| AssembleError::Internal("the encoder stopped"))?;
+        // When reading failed the encoder only complains of missing rows; when encoding failed, reading was cut off.
+        match (read, encoded) {
+            (Err(AssembleError::Internal(_)), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+            (Ok(()), Ok(())) => Ok(file),
+        }
+    }
+
+    /// Reads what each band needs, from the top.
+    async fn read_bands(
+        &self,
+        order: &Order,
+        grid: &TileGrid,
+        tiles: &[ResultKey],
+        raster: &RasterInfo,
+        alpha: Option<&FloatResizer>,
+        bands: mpsc::Sender<BandInput>,
+    ) -> Result<(), AssembleError> {
+        let output = grid.output();
+        let step = band_rows(output);
+        let mut top = 0;
+        while top < output.height {
+            let rows = top..(top.saturating_add(step)).min(output.height);
+            let touching = grid.touching_rows(rows.clone());
+            let reads = touching.map(|index| self.read_tile(grid.tile(index), tiles[index as usize], rows.clone()));
+            let reads: Vec<_> = futures::stream::iter(reads).buffered(CONCURRENT_READS).collect().await;
+            let missing: Vec<_> = reads
+                .iter()
+                .filter_map(|read| if let Err(AssembleError::Missing(keys)) = read { Some(keys.clone()) } else { None })
+                .flatten()
+                .collect();
+            if !missing.is_empty() {
+                return Err(AssembleError::Missing(missing));
+            }
+            let tiles = reads.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+            let alpha = match alpha {
+                Some(resizer) => {
+                    let needed = resizer.rows_needed(rows.start as usize..rows.end as usize);
+                    let samples = self.read_alpha(order.picture, raster, needed.clone()).await?;
+                    Some(AlphaRows { first: needed.start, samples })
+                }
+                None => None,
+            };
+            top = rows.end;
+            if bands.send(BandInput { rows, tiles, alpha }).await.is_err() {
+                return Err(AssembleError::Internal("the encoder stopped early"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of a tile that touch the output rows `rows`; `None` where none do.
+    async fn read_tile(
+        &self,
+        tile: Tile,
+        key: ResultKey,
+        rows: Range<u32>,
+    ) -> Result<Option<(Tile, u32, Bytes)>, AssembleError> {
+        let region = tile.output;
+        let (from, to) = (rows.start.max(region.y), rows.end.min(region.bottom()));
+        if from >= to {
+            return Ok(None);
+        }
+        let first = from - region.y;
+        let row_bytes = u64::from(region.width) * 3 * 4;
+        let range = u64::from(first) * row_bytes..u64::from(to - region.y) * row_bytes;
+        let expected = range.end - range.start;
+        match self.store.get_range(&Key::new(key.path())?, range).await {
+            Ok(bytes) if bytes.len() as u64 == expected => Ok(Some((tile, first, bytes))),
+            Ok(_) | Err(StoreError::OutOfRange { .. }) => Err(AssembleError::WrongSize { key, expected }),
+            Err(StoreError::NotFound { .. }) => Err(AssembleError::Missing(vec![key])),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads rows of the input's alpha.
+    async fn read_alpha(
+        &self,
+        picture: Digest,
+        raster: &RasterInfo,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, AssembleError> {
+        let window = Window { x: 0, y: rows.start as u32, width: raster.width, height: rows.len() as u32 };
+        let reads = raster.band_ranges(window).into_iter().map(|part| async move {
+            self.store.get_range(&Key::new(layout::raster_band(picture, part.band))?, part.start..part.end).await
+        });
+        let parts: Vec<Bytes> = futures::stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
+        let cut = raster.cut(window, &parts).map_err(|_| AssembleError::MissingRaster(picture))?;
+        cut.alpha.ok_or(AssembleError::MissingRaster(picture))
+    }
+}
+
+/// Output rows of a band: as many as [`BAND_BYTES`] allow, at least one.
+fn band_rows(output: Size) -> u32 {
+    // 12 bytes a pixel of tiles (a little more where they overlap), 16 to blend them, up to 16 to encode.
+    let rows = BAND_BYTES / (u64::from(output.width) * 12);
+    u32::try_from(rows.clamp(1, 1024)).expect("at most 1024")
+}
+
+/// Blends the tiles of a band into RGB rows, clamped to 0..1.
+fn blend(output: Size, whole: bool, band: &BandInput) -> Result<Vec<f32>, PixelError> {
+    let floats = |bytes: &Bytes| -> Vec<f32> {
+        bytes.as_chunks::<4>().0.iter().map(|&sample| f32::from_le_bytes(sample)).collect()
+    };
+    let mut blended = match &band.tiles[..] {
+        // A picture of a single tile is copied as it is.
+        [(_, _, rows)] if whole => floats(rows),
+        tiles => {
+            let mut blender = BandBlender::new(output, 3, band.rows.clone());
+            for (tile, first, rows) in tiles {
+                blender.add(&Placement::from(tile), *first, &floats(rows))?;
+            }
+            blender.finish()?
+        }
+    };
+    blended.iter_mut().for_each(|sample| *sample = sample.clamp(0.0, 1.0));
+    Ok(blended)
+}
+
+/// Turns RGB rows and alpha into encoded samples in the native layout.
+///
+/// 8-bit colours are truncated as the reference does; 16-bit colours and all alpha are rounded to nearest. Grey is the
+/// mean of the three channels.
+fn quantise(colors: &[f32], alpha: Option<&[f32]>, color: Color, sample: Sample) -> Vec<u8> {
+    let mut out = Vec::with_capacity(colors.len() / 3 * color.channels() * sample.bytes());
+    let push = |out: &mut Vec<u8>, value: f32| match sample {
+        Sample::U8 => out.push(to_u8(value)),
+        Sample::U16 => out.extend(to_u16(value).to_le_bytes()),
+        Sample::F32 => out.extend(value.to_le_bytes()),
+    };
+    let push_alpha = |out: &mut Vec<u8>, value: f32| {
+        let value = value.clamp(0.0, 1.0);
+        match sample {
+            Sample::U8 => out.push((value * 255.0).round() as u8),
+            Sample::U16 => out.extend(to_u16(value).to_le_bytes()),
+            Sample::F32 => out.extend(value.to_le_bytes()),
+        }
+    };
+    for (index, pixel) in colors.as_chunks::<3>().0.iter().enumerate() {
+        if color.is_grey() {
+            push(&mut out, (pixel[0] + pixel[1] + pixel[2]) / 3.0);
+        } else {
+            pixel.iter().for_each(|&value| push(&mut out, value));
+        }
+        if let Some(alpha) = alpha {
+            push_alpha(&mut out, alpha[index]);
+        }
+    }
+    out
+}

@@ -1,0 +1,410 @@
+//! Intake: what a user asks for becomes a resolved job, or is refused with the field that is to blame.
+//!
+//! Pictures are decoded here, once, into row bands in the store, so that a damaged file is refused at the door and a
+//! worker reads only its window. Models are identified here. Everything is stored before the job is.
+
+use std::{
+    collections::HashMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use domain::{
+    digest::Digest,
+    job::{Job, JobId, JobKind, JobOutput, Model, Picture, Upscale},
+    layout,
+    picture::Format,
+    plan::{Plan, plan},
+    region::Size,
+    task::{ComputeClass, Context, ResultKey},
+    tiles::Tiling,
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use imaging::{
+    decode::{DecodeError, decode_rows, probe},
+    picture::Limits,
+    raster::{Band, BandWriter, RasterInfo},
+};
+use proto::{
+    convert::{Source, TilingRequest, UpscaleRequest, priority_from_wire, timestamp_from_wire},
+    v1,
+};
+use serde::{Deserialize, Serialize};
+use store::{ByteStream, Key, Store};
+use tempfile::NamedTempFile;
+use tracing::{Instrument as _, info_span};
+use uuid::Uuid;
+
+use crate::{
+    catalog::Catalog,
+    desk::now,
+    records::{get_json, put_json},
+    refusal::{Refusal, chain},
+    roster::Roster,
+};
+
+/// The revision of the decoders: raised whenever they give other pixels for a file, so that bands are made anew.
+const DECODE_REVISION: u32 = 1;
+
+/// How many bands are on their way to the store while the next is decoded.
+const BANDS_IN_TRANSFER: usize = 4;
+
+/// What is kept of a decoded picture beside its bands. A reader of bands needs only the flattened [`RasterInfo`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RasterRecord {
+    /// The shape of the bands.
+    #[serde(flatten)]
+    pub raster: RasterInfo,
+    /// The file's format.
+    pub format: Format,
+    /// Whether an ICC profile is stored beside it.
+    pub has_icc: bool,
+    /// Whether an EXIF block is stored beside it.
+    pub has_exif: bool,
+    /// [`DECODE_REVISION`] when it was decoded.
+    pub revision: u32,
+}
+
+/// Turns requests into jobs.
+#[derive(Debug)]
+pub struct Intake {
+    /// Where pictures, models and results lie.
+    pub store: Arc<dyn Store>,
+    /// What the farm knows about models.
+    pub catalog: Arc<Catalog>,
+    /// Who renders.
+    pub roster: Arc<Roster>,
+    /// How large pictures may be.
+    pub limits: Limits,
+    /// Where temporary files lie.
+    pub scratch: PathBuf,
+    /// The class of jobs when no worker is there yet.
+    pub default_class: Option<ComputeClass>,
+}
+
+/// A job with its plan and what of it is done already.
+#[derive(Debug)]
+pub struct Planned {
+    /// The job.
+    pub job: Job,
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// Tasks whose results are in the store.
+    pub found: Vec<u32>,
+    /// The finished pictures among these.
+    pub outputs: Vec<(u32, JobOutput)>,
+}
+
+/// The id of the job that a request names. An empty request id names a new job each time.
+pub fn job_id(namespace: &str, request_id: &str) -> JobId {
+    let uuid = if request_id.is_empty() {
+        Uuid::new_v4()
+    } else {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("tessera {namespace} {request_id}").as_bytes())
+    };
+    uuid.to_string().parse().expect("a UUID is a job id")
+}
+
+impl Intake {
+    /// Resolves a request into the job `id`.
+    pub async fn resolve(&self, id: JobId, request: v1::CreateJobRequest, traceparent: Option<String>) -> Result<Job, Refusal> {
+        check_labels(&request)?;
+        let priority = priority_from_wire("priority", request.priority)?;
+        let deadline = request.deadline.map(timestamp_from_wire);
+        if deadline.is_some_and(|deadline| deadline <= now()) {
+            return Err(Refusal::field("deadline", "lies in the past"));
+        }
+        let Some(v1::create_job_request::Kind::Upscale(upscale)) = request.kind else {
+            return Err(Refusal::field("kind", "is missing: say what to do, such as `upscale`"));
+        };
+        let upscale = self.resolve_upscale(upscale.try_into()?).await?;
+        Ok(Job {
+            id,
+            request_id: request.request_id,
+            created: now(),
+            labels: request.labels.into_iter().collect(),
+            priority,
+            deadline,
+            traceparent,
+            kind: JobKind::Upscale(upscale),
+        })
+    }
+
+    async fn resolve_upscale(&self, request: UpscaleRequest) -> Result<Upscale, Refusal> {
+        // The model first: it is quickly looked up, and decoding pictures for a job that cannot be is a waste.
+        let field = "upscale.upscale_model";
+        let record = self.catalog.find(&request.upscale_model).await?.ok_or_else(|| Refusal::NotFound {
+            field: field.to_owned(),
+            what: format!("a model called `{}`", request.upscale_model),
+        })?;
+        if (record.facts.input_channels, record.facts.output_channels) != (3, 3) {
+            let why = format!(
+                "`{}` takes {} channels and gives {}; a model for RGB pictures is wanted, 3 and 3",
+                record.name, record.facts.input_channels, record.facts.output_channels
+            );
+            return Err(Refusal::field(field, why));
+        }
+        let class = self.class_for(&request)?;
+        let tiling = match request.tiling {
+            TilingRequest::Fixed(tiling) => tiling,
+            TilingRequest::Auto { overlap } => {
+                let memory = self.roster.memory_of(&class, now());
+                Tiling { side: auto_side(record.width(), record.facts.scale, memory), overlap }
+            }
+        };
+        let mut pictures = Vec::with_capacity(request.pictures.len());
+        for (index, (name, source)) in request.pictures.into_iter().enumerate() {
+            let span = info_span!("decode", picture = %name);
+            pictures.push(self.picture(&format!("upscale.pictures[{index}]"), name, source).instrument(span).await?);
+        }
+        Ok(Upscale {
+            pictures,
+            upscale_model: Model {
+                digest: record.digest,
+                name: record.name,
+                architecture: record.facts.architecture,
+                scale: record.facts.scale,
+            },
+            tiling,
+            precision: request.precision,
+            reproducibility: request.reproducibility,
+            class,
+            output: request.output,
+        })
+    }
+
+    fn class_for(&self, request: &UpscaleRequest) -> Result<ComputeClass, Refusal> {
+        let precision = request.precision;
+        if let Some(class) = &request.class {
+            return if class.offers(precision) {
+                Ok(class.clone())
+            } else {
+                let why = format!("`{class}` does not compute as exactly as the precision asks");
+                Err(Refusal::field("upscale.compute_class", why))
+            };
+        }
+        let default = self.default_class.clone().filter(|class| class.offers(precision));
+        self.roster.best_class(precision, now()).or(default).ok_or_else(|| Refusal::Precondition {
+            why: "no worker is there that computes as exactly as the job asks; start one, name a `compute_class` to \
+                  wait for, or configure `default_class`"
+                .to_owned(),
+        })
+    }
+
+    /// Finds a picture's facts, decoding it into the store unless that was done before.
+    async fn picture(&self, field: &str, name: String, source: Source) -> Result<Picture, Refusal> {
+        let (digest, file) = match source {
+            Source::Digest(digest) => (digest, None),
+            Source::Uri(uri) => {
+                let field = format!("{field}.uri");
+                let object = store::s3_object(&uri).await.map_err(Refusal::of_store(&field, &format!("`{uri}`")))?;
+                let (file, digest) = self.fetch(object.bytes).await?;
+                (digest, Some(file))
+            }
+        };
+        let info = layout::raster_info(digest);
+        let known: Option<RasterRecord> = get_json(&*self.store, &info).await?;
+        let record = match known.filter(|record| record.revision == DECODE_REVISION) {
+            Some(record) => {
+                let RasterInfo { width, height, .. } = record.raster;
+                self.limits.check_size(width, height).map_err(|error| Refusal::field(field, error.to_string()))?;
+                record
+            }
+            None => {
+                let file = match file {
+                    Some(file) => file,
+                    None => self.fetch_artifact(&format!("{field}.digest"), digest).await?,
+                };
+                let record = self.decode(field, &name, digest, file.path()).await?;
+                put_json(&*self.store, &info, &record).await?;
+                record
+            }
+        };
+        let RasterInfo { width, height, color, sample, .. } = record.raster;
+        Ok(Picture { name, digest, size: Size { width, height }, color, sample, format: record.format })
+    }
+
+    /// Brings an uploaded artifact into a temporary file, and makes sure that its bytes are those it is named by.
+    pub async fn fetch_artifact(&self, field: &str, digest: Digest) -> Result<NamedTempFile, Refusal> {
+        let what = format!("artifact {digest}");
+        let missing = Refusal::of_store(field, &what);
+        let (_, bytes) = self.store.get_stream(&Key::new(layout::artifact(digest))?).await.map_err(missing)?;
+        let (file, seen) = self.fetch(bytes).await?;
+        if seen != digest {
+            // A presigned upload is not checked on its way in.
+            let _ = self.store.delete(&Key::new(layout::artifact(digest))?).await;
+            let why = format!("the uploaded bytes have digest {seen}, not {digest}; they were removed: upload them again");
+            return Err(Refusal::field(field, why));
+        }
+        Ok(file)
+    }
+
+    async fn fetch(&self, mut bytes: ByteStream) -> Result<(NamedTempFile, Digest), Refusal> {
+        let scratch_failed = |source: std::io::Error| scratch_refusal(&self.scratch, source);
+        let mut file = NamedTempFile::new_in(&self.scratch).map_err(scratch_failed)?;
+        let mut hasher = store::Digester::default();
+        while let Some(piece) = bytes.try_next().await? {
+            hasher.update(&piece);
+            // Pieces are small and the page cache takes them: blocking for so short a time is cheaper than a hop.
+            file.write_all(&piece).map_err(scratch_failed)?;
+        }
+        file.flush().map_err(scratch_failed)?;
+        let digest = hasher.finish().parse().expect("a digest is well formed");
+        Ok((file, digest))
+    }
+
+    /// Decodes a picture file into bands in the store.
+    async fn decode(&self, field: &str, name: &str, digest: Digest, path: &Path) -> Result<RasterRecord, Refusal> {
+        let (limits, path) = (self.limits, path.to_owned());
+        let (bands, mut decoded) = tokio::sync::mpsc::channel::<Band>(BANDS_IN_TRANSFER);
+        let span = tracing::Span::current();
+        let decoding = tokio::task::spawn_blocking(move || {
+            let _entered = span.entered();
+            let info = probe(&path, &limits)?;
+            let raster = RasterInfo::of(&info);
+            let mut writer = BandWriter::new(raster);
+            decode_rows(&path, &limits, &mut |rows| {
+                writer.push(rows.bytes, |band| bands.blocking_send(band)).map_err(|_| "the store failed".into())
+            })?;
+            Ok::<_, DecodeError>((info, raster))
+        });
+        let arriving = futures::stream::poll_fn(move |context| decoded.poll_recv(context));
+        let stored = arriving
+            .map(|band| async move {
+                let key = Key::new(layout::raster_band(digest, band.index))?;
+                self.store.put(&key, band.bytes.into()).await
+            })
+            .buffer_unordered(BANDS_IN_TRANSFER)
+            .try_for_each(|()| async { Ok(()) })
+            .await;
+        let decoded = decoding.await.map_err(|error| Refusal::Internal {
+            what: format!("the decoder stopped on picture `{name}`"),
+            source: error.into(),
+        })?;
+        stored?; // when the store fails the decoder only says that it was cut off
+        let (info, raster) = decoded.map_err(|error| {
+            if error.is_the_pictures_fault() {
+                Refusal::field(field, format!("picture `{name}` cannot be used: {}", chain(&error)))
+            } else {
+                Refusal::Internal { what: format!("picture `{name}` could not be read"), source: error.into() }
+            }
+        })?;
+        let (has_icc, has_exif) = (info.icc.is_some(), info.exif.is_some());
+        for (bytes, key) in [(info.icc, layout::raster_icc(digest)), (info.exif, layout::raster_exif(digest))] {
+            if let Some(bytes) = bytes {
+                self.store.put(&Key::new(key)?, bytes.into()).await?;
+            }
+        }
+        Ok(RasterRecord { raster, format: info.format, has_icc, has_exif, revision: DECODE_REVISION })
+    }
+
+    /// Plans a job and looks up which of its results are in the store already.
+    pub async fn plan(&self, job: Job) -> Result<Planned, Refusal> {
+        let plan = plan(&job).map_err(|error| Refusal::field(error.field(), chain(&error)))?;
+        let mut found = Vec::new();
+        let mut outputs = Vec::new();
+        for (index, context) in (0..).zip(plan.contexts()) {
+            let prefix = ResultKey::folder(context.digest);
+            let mut stored: HashMap<String, u64> = HashMap::new();
+            let mut entries = self.store.list(&prefix);
+            while let Some(entry) = entries.try_next().await? {
+                stored.insert(entry.key.as_str()[prefix.len()..].to_owned(), entry.meta.size_bytes);
+            }
+            if stored.is_empty() {
+                continue;
+            }
+            for (task_index, task) in (0..).zip(plan.tasks()).filter(|(_, task)| task.context == index) {
+                let Some(&size) = stored.get(&task.digest.to_string()) else { continue };
+                match &context.context {
+                    Context::Upscale { scale, .. } => {
+                        if size == tile_bytes(task.region.size(), *scale) {
+                            found.push(task_index);
+                        }
+                    }
+                    Context::Assemble { .. } => {
+                        if let Some(output) = self.finished(&plan.key_of(task)).await? {
+                            let JobKind::Upscale(upscale) = &job.kind;
+                            let name = upscale.pictures[context.picture].name.clone();
+                            found.push(task_index);
+                            outputs.push((task_index, JobOutput { name, ..output }));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Planned { job, plan: Arc::new(plan), found, outputs })
+    }
+
+    /// The finished picture under a result key, if its bytes are still there too.
+    async fn finished(&self, key: &ResultKey) -> Result<Option<JobOutput>, Refusal> {
+        let Some(output) = get_json::<JobOutput>(&*self.store, &key.path()).await? else { return Ok(None) };
+        let meta = self.store.head(&Key::new(output.artifact.key.clone())?).await?;
+        Ok(meta.filter(|meta| meta.size_bytes == output.artifact.size_bytes).map(|_| output))
+    }
+}
+
+/// The bytes of a tile's result: f32, three channels.
+pub fn tile_bytes(input: Size, scale: u32) -> u64 {
+    input.pixels() * u64::from(scale) * u64::from(scale) * 3 * 4
+}
+
+/// The tile side for `auto`: the largest of the table whose working set fits half of the device's memory.
+///
+/// `width` is the number of feature channels. A convolution holds about twelve planes of features for each input
+/// pixel at once, and the enlarged picture four; each number has four bytes. Memory is the class's smallest device's,
+/// or 4 GiB when no device is there to ask.
+fn auto_side(width: u32, scale: u32, memory_bytes: Option<u64>) -> u32 {
+    let budget = memory_bytes.unwrap_or(4 << 30) / 2;
+    let per_pixel = u64::from(width) * 4 * (12 + 4 * u64::from(scale) * u64::from(scale));
+    let fits = |side: &u32| u64::from(*side) * u64::from(*side) * per_pixel <= budget;
+    [1024, 512, 256].into_iter().find(fits).unwrap_or(128)
+}
+
+fn check_labels(request: &v1::CreateJobRequest) -> Result<(), Refusal> {
+    if request.request_id.len() > 128 {
+        return Err(Refusal::field("request_id", "is longer than 128 bytes"));
+    }
+    if request.labels.len() > 64 {
+        return Err(Refusal::field("labels", format!("has {} entries, and 64 is the most", request.labels.len())));
+    }
+    if request.labels.iter().any(|(key, value)| key.len().max(value.len()) > 256) {
+        return Err(Refusal::field("labels", "has an entry longer than 256 bytes"));
+    }
+    Ok(())
+}
+
+/// What is told when the coordinator's own disk fails.
+pub fn scratch_refusal(scratch: &Path, source: std::io::Error) -> Refusal {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Refusal::Exhausted { why: format!("the coordinator's scratch folder {} is full", scratch.display()) }
+        }
+        _ => Refusal::Internal {
+            what: format!("the coordinator's scratch folder {} failed", scratch.display()),
+            source: source.into(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_request_names_the_same_job_and_no_request_a_new_one() {
+        assert_eq!(job_id("farm", "a"), job_id("farm", "a"));
+        assert_ne!(job_id("farm", "a"), job_id("farm", "b"));
+        assert_ne!(job_id("farm", "a"), job_id("other", "a"));
+        assert_ne!(job_id("farm", ""), job_id("farm", ""));
+    }
+
+    #[test]
+    fn auto_takes_the_largest_tile_that_fits() {
+        assert_eq!(auto_side(24, 2, Some(16 << 30)), 1024);
+        assert_eq!(auto_side(64, 4, Some(16 << 30)), 512);
+        assert_eq!(auto_side(64, 4, Some(4 << 30)), 256);
+        assert_eq!(auto_side(64, 4, None), 256);
+        assert_eq!(auto_side(64, 4, Some(1)), 128);
+    }
+}

@@ -1,0 +1,315 @@
+//! The service `Jobs`.
+
+use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
+
+use domain::job::{JobId, JobState, Timestamp};
+use futures::Stream;
+use proto::{
+    convert::{InvalidField, job_to_wire, millis_to_wire, output_to_wire, state_from_wire, state_to_wire, timestamp_to_wire},
+    v1::{self, jobs_server::Jobs},
+};
+use service::telemetry;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, info_span};
+
+use super::follow;
+use crate::{
+    desk::Desk,
+    intake::{Intake, Planned, job_id},
+    ledger::{Entry, Event, Failure, Notice, Numbered, Progress},
+    metrics::Metrics,
+    records::Records,
+    refusal::Refusal,
+};
+
+/// The shortest time between two looks of a watcher at the ledger.
+const WATCH_PAUSE: Duration = Duration::from_millis(50);
+
+/// The most events sent after one look.
+const EVENTS_AT_ONCE: usize = 1024;
+
+/// Renders pictures.
+#[derive(Debug)]
+pub struct JobsService {
+    /// Who decides.
+    pub desk: Arc<Desk>,
+    /// Who checks.
+    pub intake: Arc<Intake>,
+    /// Where jobs are kept.
+    pub records: Records,
+    /// The farm's name.
+    pub farm: String,
+    /// Jobs that may wait or run at once.
+    pub max_active_jobs: usize,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When streams end.
+    pub shutdown: CancellationToken,
+    /// Requests under way, so that the same one sent twice at once is resolved once.
+    pub under_way: tokio::sync::Mutex<HashSet<JobId>>,
+}
+
+impl JobsService {
+    async fn create(&self, request: v1::CreateJobRequest, traceparent: Option<String>) -> Result<v1::Job, Refusal> {
+        let id = job_id(&self.farm, &request.request_id);
+        if let Some(job) = self.shown(&id) {
+            return Ok(job);
+        }
+        if !self.under_way.lock().await.insert(id.clone()) {
+            let why = format!("request `{}` is being accepted at this moment", request.request_id);
+            return Err(Refusal::Unavailable { what: "the job", source: why.into() });
+        }
+        let created = self.accept(id.clone(), request, traceparent).await;
+        self.under_way.lock().await.remove(&id);
+        created
+    }
+
+    async fn accept(
+        &self,
+        id: JobId,
+        request: v1::CreateJobRequest,
+        traceparent: Option<String>,
+    ) -> Result<v1::Job, Refusal> {
+        let active = self.desk.read(|ledger| ledger.active());
+        if active >= self.max_active_jobs {
+            let why = format!("{active} jobs wait or run, and `max_active_jobs` allows no more");
+            return Err(Refusal::Exhausted { why });
+        }
+        let job = self.intake.resolve(id.clone(), request, traceparent).await?;
+        let Planned { job, plan, found, outputs } = self.intake.plan(job).instrument(info_span!("plan")).await?;
+        self.records.put_job(&job).await?;
+        let (tasks, found_count) = (plan.tasks().len(), found.len());
+        tracing::info!(job.id = %job.id, task.count = tasks, task.found = found_count, "planned job");
+        self.metrics.created();
+        self.desk.apply(Event::Admitted { job: Box::new(job), plan, found, outputs });
+        self.shown(&id).ok_or_else(|| gone(&id))
+    }
+
+    fn shown(&self, id: &JobId) -> Option<v1::Job> {
+        self.desk.read(|ledger| ledger.job(id).map(show))
+    }
+
+    fn parse(&self, id: &str) -> Result<JobId, Refusal> {
+        let id: JobId = id.parse().map_err(InvalidField::at("job_id"))?;
+        match self.desk.read(|ledger| ledger.job(&id).is_some()) {
+            true => Ok(id),
+            false => Err(gone(&id)),
+        }
+    }
+
+    async fn retry(&self, id: &JobId) -> Result<v1::Job, Refusal> {
+        let state = self.desk.read(|ledger| ledger.job(id).map(|entry| entry.state)).ok_or_else(|| gone(id))?;
+        match state {
+            JobState::Queued | JobState::Running => {}
+            JobState::Succeeded => {
+                return Err(Refusal::Precondition { why: format!("job {id} succeeded: there is nothing to run again") });
+            }
+            JobState::Failed | JobState::Cancelled => {
+                // Until its ending is stored, a job that ended a moment ago must not be run again: the ending would
+                // come after it.
+                self.desk.settled().await;
+                let job = self.records.job(id).await?.ok_or_else(|| gone(id))?;
+                let Planned { job, plan, found, outputs } = self.intake.plan(job).await?;
+                self.records.delete_ending(id).await?;
+                tracing::info!(job.id = %id, task.count = plan.tasks().len(), task.found = found.len(), "runs again");
+                self.desk.apply(Event::Admitted { job: Box::new(job), plan, found, outputs });
+            }
+        }
+        self.shown(id).ok_or_else(|| gone(id))
+    }
+}
+
+fn gone(id: &JobId) -> Refusal {
+    Refusal::NotFound { field: "job_id".to_owned(), what: format!("job {id}") }
+}
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    async fn create_job(&self, request: Request<v1::CreateJobRequest>) -> Result<Response<v1::CreateJobResponse>, Status> {
+        let span = info_span!("create_job");
+        follow(&span, request.metadata());
+        let traceparent = telemetry::traceparent_of(&span);
+        let job = self.create(request.into_inner(), traceparent).instrument(span).await?;
+        Ok(Response::new(v1::CreateJobResponse { job: Some(job) }))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
+        let id = self.parse(&request.into_inner().job_id)?;
+        Ok(Response::new(v1::GetJobResponse { job: self.shown(&id) }))
+    }
+
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
+        let states = states.into_iter().map(|state| state_from_wire("states", state));
+        let states: Vec<JobState> = states.collect::<Result<_, _>>().map_err(Refusal::from)?;
+        let after = match page_token.as_str() {
+            "" => None,
+            token => Some(parse_token(token)?),
+        };
+        let size = if page_size == 0 { 50 } else { page_size.min(1000) as usize };
+        let (jobs, next) = self.desk.read(|ledger| {
+            let wanted = |entry: &&Entry| states.is_empty() || states.contains(&entry.state);
+            let mut entries: Vec<&Entry> = ledger.jobs().filter(wanted).collect();
+            // The newest first; the id settles ties, so that pages neither overlap nor skip.
+            let place = |entry: &Entry| (std::cmp::Reverse(entry.job.created), entry.job.id.clone());
+            entries.sort_by_cached_key(|entry| place(entry));
+            let start = after.map_or(0, |(created, id)| {
+                let after = (std::cmp::Reverse(created), id);
+                entries.partition_point(|entry| place(entry) <= after)
+            });
+            let page: Vec<_> = entries.iter().skip(start).take(size).copied().collect();
+            let more = start + page.len() < entries.len();
+            let next = page.last().filter(|_| more).map(|entry| format!("{}.{}", entry.job.created.0, entry.job.id));
+            let brief = |entry: &&Entry| v1::Job { outputs: Vec::new(), failures: Vec::new(), ..show(entry) };
+            (page.iter().map(brief).collect(), next.unwrap_or_default())
+        });
+        Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token: next }))
+    }
+
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let v1::WatchJobRequest { job_id, after_sequence } = request.into_inner();
+        let id = self.parse(&job_id)?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(EVENTS_AT_ONCE);
+        let (desk, shutdown) = (self.desk.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            let mut changes = desk.changes();
+            let mut seen = after_sequence;
+            loop {
+                let (events, over) = desk.read(|ledger| events_after(ledger.job(&id), seen));
+                for event in events {
+                    seen = event.sequence;
+                    if sender.send(Ok(v1::WatchJobResponse { event: Some(event) })).await.is_err() {
+                        return; // nobody listens any more
+                    }
+                }
+                if over {
+                    return;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                    () = shutdown.cancelled() => {
+                        let leaving = Status::unavailable("the coordinator is shutting down; watch again");
+                        let _ = sender.send(Err(leaving)).await;
+                        return;
+                    }
+                }
+                tokio::time::sleep(WATCH_PAUSE).await;
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let id = self.parse(&request.into_inner().job_id)?;
+        self.desk.apply(Event::Cancelled(id.clone()));
+        self.desk.settled().await;
+        Ok(Response::new(v1::CancelJobResponse { job: self.shown(&id) }))
+    }
+
+    async fn retry_job(&self, request: Request<v1::RetryJobRequest>) -> Result<Response<v1::RetryJobResponse>, Status> {
+        let id = self.parse(&request.into_inner().job_id)?;
+        let job = self.retry(&id).await?;
+        Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
+    }
+}
+
+fn parse_token(token: &str) -> Result<(Timestamp, JobId), Refusal> {
+    let parsed = token.split_once('.').and_then(|(created, id)| Some((created.parse().ok()?, id.parse().ok()?)));
+    let (created, id) = parsed.ok_or_else(|| Refusal::field("page_token", "is not one of ours"))?;
+    Ok((Timestamp(created), id))
+}
+
+/// The events of a job after `seen`, and whether these are the last. Begins with a snapshot for a new watcher, and for
+/// one whose next events are no longer at hand.
+fn events_after(entry: Option<&Entry>, seen: u64) -> (Vec<v1::JobEvent>, bool) {
+    let Some(entry) = entry else { return (Vec::new(), true) };
+    let over = entry.state.is_terminal();
+    let mut events = Vec::new();
+    match entry.notices_after(seen).filter(|_| seen != 0) {
+        Some(notices) => events.extend(notices.take(EVENTS_AT_ONCE).map(|notice| show_event(entry, notice))),
+        None => events.push(snapshot(entry)),
+    }
+    let reached = events.last().map_or(seen, |event| event.sequence);
+    (events, over && reached >= entry.sequence())
+}
+
+fn snapshot(entry: &Entry) -> v1::JobEvent {
+    v1::JobEvent {
+        sequence: entry.sequence(),
+        time: Some(timestamp_to_wire(crate::desk::now())),
+        progress: Some(show_progress(&entry.progress())),
+        event: Some(v1::job_event::Event::Snapshot(show(entry))),
+    }
+}
+
+fn show_event(entry: &Entry, numbered: &Numbered) -> v1::JobEvent {
+    use v1::job_event::Event as Wire;
+    let event = match &numbered.notice {
+        Notice::StateChanged => Wire::Snapshot(show(entry)),
+        Notice::TaskFinished { task, description, worker, attempt, found, elapsed } => {
+            Wire::TaskFinished(v1::TaskFinished {
+                task: u64::from(*task),
+                description: description.clone(),
+                worker: worker.clone(),
+                attempt: *attempt,
+                found: *found,
+                elapsed: Some(millis_to_wire(elapsed.as_millis() as u64)),
+            })
+        }
+        Notice::TaskFailed { failure, will_retry } => {
+            Wire::TaskFailed(v1::TaskFailed { failure: Some(show_failure(failure)), will_retry: *will_retry })
+        }
+        Notice::Replanned { old_side, new_side } => {
+            Wire::Replanned(v1::JobReplanned { old_tile_side: *old_side, new_tile_side: *new_side })
+        }
+        Notice::TaskProgressed { task, worker, fraction } => Wire::TaskProgressed(v1::TaskProgressed {
+            task: u64::from(*task),
+            worker: worker.clone(),
+            fraction: *fraction,
+        }),
+    };
+    v1::JobEvent {
+        sequence: numbered.sequence,
+        time: Some(timestamp_to_wire(numbered.time)),
+        progress: Some(show_progress(&numbered.progress)),
+        event: Some(event),
+    }
+}
+
+fn show(entry: &Entry) -> v1::Job {
+    v1::Job {
+        state: state_to_wire(entry.state).into(),
+        finished_at: entry.finished.map(timestamp_to_wire),
+        progress: Some(show_progress(&entry.progress())),
+        failures: entry.failures.iter().map(show_failure).collect(),
+        outputs: entry.outputs().map(output_to_wire).collect(),
+        warnings: entry.warnings.clone(),
+        ..job_to_wire(&entry.job)
+    }
+}
+
+fn show_failure(failure: &Failure) -> v1::TaskFailure {
+    v1::TaskFailure {
+        task: failure.task,
+        description: failure.description.clone(),
+        message: failure.message.clone(),
+        attempt: failure.attempt,
+        worker: failure.worker.clone(),
+    }
+}
+
+fn show_progress(progress: &Progress) -> v1::JobProgress {
+    v1::JobProgress {
+        tasks_total: progress.total,
+        tasks_done: progress.done,
+        tasks_found: progress.found,
+        tasks_running: progress.running,
+        tasks_failed: progress.failed,
+        remaining: progress.remaining().map(|left| millis_to_wire(left.as_millis() as u64)),
+        tasks_per_second: progress.per_second,
+    }
+}

@@ -1,0 +1,457 @@
+//! The SEGS nodes from end to end, but for the diffusion in their middle (reference: pixels.md, section 10).
+//!
+//! What a node does to pixels before and after sampling is here; the [`Diffusion`] is the caller's. So the same code
+//! serves a worker with a network and a test with a stand-in.
+
+use std::str::FromStr;
+
+use domain::region::Size;
+
+use crate::{
+    bytes::{dequantise, quantise},
+    frames::{Corners, Frames, PixelError},
+    mask::{JOINED_THRESHOLD, Mask},
+    paste::tensor_paste,
+    resample::{
+        Crop, ScaleMethod,
+        bytes8::{ByteResizer, Filter},
+        common_upscale, tensor_resize,
+    },
+    segs::{Seg, Segs},
+};
+
+/// A network that redraws pixels. A stack of frames goes through it in one call.
+pub trait Diffusion {
+    /// Pixels as the network keeps them between steps.
+    type Latent;
+    /// Why it failed.
+    type Error: From<PixelError>;
+    /// Pixels to latents. Cuts the pixels to multiples of 8, see [`multiples_of_8`].
+    fn encode(&mut self, pixels: &Frames) -> Result<Self::Latent, Self::Error>;
+    /// Redraws, where `noise_mask` allows it. The mask may be of another size than the pixels were.
+    fn sample(
+        &mut self,
+        latent: Self::Latent,
+        noise_mask: Option<&Mask>,
+        seed: u64,
+    ) -> Result<Self::Latent, Self::Error>;
+    /// Latents to pixels.
+    fn decode(&mut self, latent: &Self::Latent) -> Result<Frames, Self::Error>;
+}
+
+/// The middle of a picture whose sides are multiples of 8, which is what a VAE encodes.
+pub fn multiples_of_8(size: Size) -> Corners {
+    let axis = |length: u32| (i64::from(length % 8 / 2), i64::from(length % 8 / 2 + length / 8 * 8));
+    let ((x1, x2), (y1, y2)) = (axis(size.width), axis(size.height));
+    Corners { x1, y1, x2, y2 }
+}
+
+fn one_frame(operation: &'static str, picture: &Frames) -> Result<(), PixelError> {
+    match picture.frames {
+        1 => Ok(()),
+        got => Err(PixelError::Frames { operation, want: 1, got }),
+    }
+}
+
+fn seed_plus(seed: u64, step: usize) -> Result<u64, PixelError> {
+    let step = step as u64;
+    seed.checked_add(step).ok_or(PixelError::SeedOverflow { seed, step })
+}
+
+/// Parameters of `SEGSUpscalerPipe` that concern pixels.
+///
+/// `resampling_method` and `rounding_modulus` are not among them: the node offers them, and they change nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SegsUpscaler {
+    /// How many times as large the picture becomes.
+    pub rescale_factor: f64,
+    /// Resizes to 8 times the target first.
+    pub supersample: bool,
+    /// Softens the edges of what is pasted.
+    pub feather: i64,
+    /// Softens the edges of what is redrawn.
+    pub noise_mask_feather: i64,
+    /// Seed of the first segment; each further one adds 1, skipped ones too.
+    pub seed: u64,
+}
+
+/// A network for whole pictures, as `ImageUpscaleWithModel` runs it.
+pub type UpscaleModel<'a, E> = dyn FnMut(&Frames) -> Result<Frames, E> + 'a;
+
+impl SegsUpscaler {
+    /// The size that a picture of size `from` becomes; one without pixels is refused.
+    pub fn size(&self, from: Size) -> Result<Size, PixelError> {
+        let side = |length: u32| (f64::from(length) * self.rescale_factor) as u32;
+        let size = Size::new(side(from.width), side(from.height));
+        if size.pixels() == 0 { Err(PixelError::Empty { operation: "SEGSUpscaler", size }) } else { Ok(size) }
+    }
+
+    /// Enlarges the picture: by the model, if there is one, and then by 8-bit bicubic to the exact size.
+    pub fn enlarge<E: From<PixelError>>(
+        &self,
+        picture: &Frames,
+        model: Option<&mut UpscaleModel<'_, E>>,
+    ) -> Result<Frames, E> {
+        one_frame("SEGSUpscaler", picture)?;
+        if picture.channels != 3 {
+            return Err(PixelError::Channels { operation: "SEGSUpscaler", want: "3", got: picture.channels }.into());
+        }
+        let target = self.size(picture.size())?;
+        let upscaled = model.map(|model| model(picture)).transpose()?;
+        let source = upscaled.as_ref().unwrap_or(picture);
+        let (mut bytes, mut size) = (quantise(&source.data), source.size());
+        let mut resize = |to: Size| {
+            bytes = ByteResizer::new(Filter::Bicubic, size, to, 3)?.picture(&bytes);
+            size = to;
+            Ok::<_, PixelError>(())
+        };
+        if self.supersample {
+            resize(target.scaled(8).ok_or(PixelError::Empty { operation: "supersampling", size: target })?)?;
+        }
+        resize(target)?;
+        Ok(Frames::new(1, target, 3, dequantise(&bytes))?)
+    }
+
+    /// Enlarges the picture and redraws every segment in it, each on top of the ones before.
+    pub fn run<D: Diffusion>(
+        &self,
+        picture: &Frames,
+        segs: &Segs,
+        model: Option<&mut UpscaleModel<'_, D::Error>>,
+        diffusion: &mut D,
+    ) -> Result<Frames, D::Error> {
+        let mut picture = self.enlarge(picture, model)?;
+        let segs = segs.scale_match(picture.size())?;
+        for (index, seg) in segs.segs.iter().enumerate() {
+            if seg.cropped_mask.is_zero() {
+                continue;
+            }
+            let crop = picture.crop(&seg.crop_region);
+            let noise_mask = seg.cropped_mask.feather(self.noise_mask_feather);
+            let latent = match to_at_least_8(crop.size()) {
+                Some(size) => diffusion.encode(&tensor_resize(&crop, size)?)?,
+                None => diffusion.encode(&crop)?,
+            };
+            let latent = diffusion.sample(latent, Some(&noise_mask), seed_plus(self.seed, index)?)?;
+            let patch = back_to(crop.size(), diffusion.decode(&latent)?)?;
+            let mask = seg.cropped_mask.feather(self.feather);
+            tensor_paste(&mut picture, &patch, (seg.crop_region.x1, seg.crop_region.y1), &mask)?;
+        }
+        Ok(picture)
+    }
+}
+
+/// The size to which a crop is enlarged where a side of it is no multiple of 8, so that the VAE does not cut too much.
+fn to_at_least_8(size: Size) -> Option<Size> {
+    if size.width % 8 == 0 && size.height % 8 == 0 {
+        return None;
+    }
+    let factor = 8.0 / f64::from(size.width.min(size.height)) + 1.0;
+    let side = |length: u32| (f64::from(length) * factor) as u32;
+    Some(Size::new(side(size.width), side(size.height)))
+}
+
+/// Resizes what was decoded to the crop it came from, if it differs.
+fn back_to(size: Size, decoded: Frames) -> Result<Frames, PixelError> {
+    if decoded.size() == size { Ok(decoded) } else { tensor_resize(&decoded, size) }
+}
+
+/// How large a segment is redrawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DetailSize {
+    /// What the shorter side is enlarged to.
+    pub guide_size: f64,
+    /// Whether the shorter side is that of the bounding box, not that of the crop.
+    pub guide_size_for_bbox: bool,
+    /// What the longer side of the crop may become.
+    pub max_size: f64,
+    /// Redraws segments that are large enough already, too.
+    pub force_inpaint: bool,
+}
+
+impl DetailSize {
+    /// The size a crop is redrawn at, or `None` where the segment keeps its pixels.
+    ///
+    /// The side that the enlargement is measured by must not be 0; such a segment is refused.
+    pub fn of(&self, crop: Size, bbox: &Corners) -> Result<Option<Size>, PixelError> {
+        let (width, height) = (bbox.width() as f64, bbox.height() as f64);
+        if !self.force_inpaint && width >= self.guide_size && height >= self.guide_size {
+            return Ok(None);
+        }
+        let shortest =
+            if self.guide_size_for_bbox { width.min(height) } else { f64::from(crop.width.min(crop.height)) };
+        if shortest == 0.0 {
+            return Err(PixelError::EmptyRegion { region: *bbox });
+        }
+        let mut factor = self.guide_size / shortest;
+        let scaled =
+            |factor: f64| Size::new((f64::from(crop.width) * factor) as u32, (f64::from(crop.height) * factor) as u32);
+        let mut size = scaled(factor);
+        let longest = f64::from(size.width.max(size.height));
+        if longest > self.max_size {
+            factor *= self.max_size / longest;
+            size = scaled(factor);
+        }
+        if factor <= 1.0 || size.pixels() == 0 {
+            return Ok(self.force_inpaint.then_some(crop));
+        }
+        Ok(Some(size))
+    }
+}
+
+/// Parameters of `SEGSDetailer` that concern pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SegsDetailer {
+    /// How large segments are redrawn.
+    pub size: DetailSize,
+    /// Redraws only what the segment's mask holds.
+    pub noise_mask: bool,
+    /// Softens the edges of what is redrawn.
+    pub noise_mask_feather: i64,
+    /// How many times all segments are redrawn, each time from the original and with the next seed.
+    pub batch_size: usize,
+    /// How many times a segment is redrawn from its own result.
+    pub cycle: usize,
+    /// The seed; the first round adds 1.
+    pub seed: u64,
+}
+
+impl SegsDetailer {
+    /// Redraws every segment, `batch_size` times over, and gives them with their new images. The picture stays.
+    pub fn run<D: Diffusion>(&self, picture: &Frames, segs: &Segs, diffusion: &mut D) -> Result<Segs, D::Error> {
+        one_frame("SEGSDetailer", picture)?;
+        let segs = segs.scale_match(picture.size())?;
+        let mut out = Segs { header: segs.header, segs: Vec::with_capacity(segs.segs.len() * self.batch_size) };
+        for round in 1..=self.batch_size {
+            for seg in &segs.segs {
+                if seg.cropped_mask.is_zero() {
+                    out.segs.push(seg.clone());
+                    continue;
+                }
+                let pixels = seg.pixels(picture);
+                let redrawn = match self.size.of(pixels.size(), &seg.bbox)? {
+                    None => pixels,
+                    Some(size) => {
+                        let noise_mask = self.noise_mask.then(|| seg.cropped_mask.feather(self.noise_mask_feather));
+                        let mut latent = diffusion.encode(&tensor_resize(&pixels, size)?)?;
+                        for cycle in 0..self.cycle {
+                            latent =
+                                diffusion.sample(latent, noise_mask.as_ref(), seed_plus(self.seed, round + cycle)?)?;
+                        }
+                        tensor_resize(&diffusion.decode(&latent)?, pixels.size())?
+                    }
+                };
+                out.segs.push(Seg { cropped_image: Some(redrawn), ..seg.clone() });
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Parameters of `SEGSDetailerForAnimateDiff` that concern pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SegsDetailerAnimated {
+    /// How large segments are redrawn; nothing is ever skipped, so inpainting is forced.
+    pub size: DetailSize,
+    /// Softens the edges of what is redrawn.
+    pub noise_mask_feather: i64,
+    /// The seed, the same for every segment.
+    pub seed: u64,
+}
+
+impl SegsDetailerAnimated {
+    /// Redraws every segment in all frames at once, and gives the segments with their new images.
+    ///
+    /// A segment that brings pixels of its own must bring them for every frame. (The reference would take all of them
+    /// again for each frame.)
+    pub fn run<D: Diffusion>(&self, frames: &Frames, segs: &Segs, diffusion: &mut D) -> Result<Segs, D::Error> {
+        let size = DetailSize { force_inpaint: true, ..self.size };
+        let mut segs = segs.scale_match(frames.size())?;
+        for seg in &mut segs.segs {
+            let pixels = seg.pixels(frames);
+            if pixels.frames != frames.frames {
+                let operation = "a segment's own image in an animation";
+                return Err(PixelError::Frames { operation, want: frames.frames, got: pixels.frames }.into());
+            }
+            let to = size.of(pixels.size(), &seg.bbox)?.unwrap_or(pixels.size());
+            let noise_mask = animated_noise_mask(&seg.cropped_mask, self.noise_mask_feather, to, frames.frames)?;
+            let latent = diffusion.encode(&tensor_resize(&pixels, to)?)?;
+            let latent = diffusion.sample(latent, Some(&noise_mask), self.seed)?;
+            seg.cropped_image = Some(tensor_resize(&diffusion.decode(&latent)?, pixels.size())?);
+        }
+        Ok(segs)
+    }
+}
+
+/// The noise mask of an animation: softened at the crop's size, then resized, one per mask frame.
+///
+/// Several masks that are not one per frame are joined into one that all frames share. The first of them is lost,
+/// because the reference turns it into bytes without the factor of 255.
+fn animated_noise_mask(mask: &Mask, feather: i64, to: Size, frames: usize) -> Result<Mask, PixelError> {
+    let mut mask = mask.feather(feather).resize(to)?;
+    if mask.frames == 1 || mask.frames == frames {
+        return Ok(mask);
+    }
+    let first = mask.frame_len();
+    mask.data[..first].iter_mut().for_each(|x| *x = x.trunc() / 255.0);
+    let mut joined = vec![0; first];
+    (0..mask.frames).for_each(|index| crate::bytes::or_into(&mut joined, mask.frame(index)));
+    let joined = Mask::from_bytes(to, &joined)?.binary(JOINED_THRESHOLD);
+    Mask::new(frames, to, joined.data.repeat(frames))
+}
+
+/// Enlarges by a model until the *width* reaches that of `to`, or once if the model does not enlarge, then scales to
+/// the exact size. A picture that is wide enough does not see the model.
+pub fn upscale_with_model_then_scale<E: From<PixelError>>(
+    picture: &Frames,
+    to: Size,
+    method: ScaleMethod,
+    mut model: impl FnMut(&Frames) -> Result<Frames, E>,
+) -> Result<Frames, E> {
+    let mut current = None;
+    loop {
+        let from = current.as_ref().unwrap_or(picture);
+        if from.width >= to.width as usize {
+            return Ok(common_upscale(from, to, method, Crop::Disabled)?);
+        }
+        let upscaled = model(from)?;
+        if upscaled.width <= from.width {
+            return Ok(common_upscale(&upscaled, to, method, Crop::Disabled)?);
+        }
+        current = Some(upscaled);
+    }
+}
+
+/// At which steps the full sampler joins the two masked ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FullSamplerSchedule {
+    /// Never.
+    None,
+    /// At every `n + 1`-th step.
+    Interleave(u32),
+    /// At the last `n` steps.
+    Last(u32),
+    /// At every second step and the last two, whichever numbers the name bears.
+    Mixed,
+}
+
+impl FromStr for FullSamplerSchedule {
+    type Err = PixelError;
+
+    fn from_str(name: &str) -> Result<Self, PixelError> {
+        Ok(match name {
+            "none" => Self::None,
+            "interleave1" => Self::Interleave(1),
+            "interleave2" => Self::Interleave(2),
+            "interleave3" => Self::Interleave(3),
+            "last1" => Self::Last(1),
+            "last2" => Self::Last(2),
+            "interleave1+last1" | "interleave2+last1" | "interleave3+last1" => Self::Mixed,
+            _ => {
+                let want = "none, interleave1..3, last1, last2 or interleave1..3+last1";
+                return Err(PixelError::Unknown { what: "full sampler schedule", name: name.to_owned(), want });
+            }
+        })
+    }
+}
+
+impl FullSamplerSchedule {
+    /// Whether the full sampler runs at `step`, one of `0..=total_steps`.
+    pub fn is_full(self, step: u32, total_steps: u32) -> bool {
+        match self {
+            Self::None => false,
+            Self::Interleave(n) => (step + 1) % (n + 1) == 0,
+            Self::Last(n) => step + n > total_steps,
+            Self::Mixed => Self::Interleave(1).is_full(step, total_steps) || Self::Last(2).is_full(step, total_steps),
+        }
+    }
+}
+
+/// The masks of the two masked samplers, at the latent's size: `[batch, channels, height, width]` as attached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TwoSamplersMasks {
+    /// Of the sampler for the rest: 1 where the mask is not exactly 1, else 0.
+    pub base: Mask,
+    /// Of the sampler for the masked part.
+    pub masked: Mask,
+}
+
+impl TwoSamplersMasks {
+    /// Resizes the mask for a latent of size `to`, corners aligned.
+    ///
+    /// A mask of several frames is resized frame by frame. A single one is distorted as the reference does it: every
+    /// row becomes a layer of its own that varies along the latent's height only, and of these samplers use the first.
+    pub fn new(mask: &Mask, to: Size) -> Result<Self, PixelError> {
+        if to.pixels() == 0 || mask.data.is_empty() {
+            return Err(PixelError::Empty { operation: "the masks of two samplers", size: to });
+        }
+        let masked = if mask.frames > 1 {
+            let frames = (0..mask.frames).flat_map(|index| aligned(mask.frame(index), mask.size(), to));
+            Mask::new(mask.frames, to, frames.collect())?
+        } else {
+            let column = Size::new(1, mask.width as u32);
+            let layers = mask.data.chunks_exact(mask.width).flat_map(|row| aligned(row, column, to));
+            Mask::new(mask.height, to, layers.collect())?
+        };
+        let base = masked.clone().map(|x| if x == 1.0 { 0.0 } else { 1.0 });
+        Ok(Self { base, masked })
+    }
+}
+
+/// Resizes by bilinear with the corners of both sizes on one another.
+fn aligned(values: &[f32], from: Size, to: Size) -> Vec<f32> {
+    let axis = |i: u32, from: u32, to: u32| {
+        let ratio = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
+        let position = ratio * i as f32;
+        let first = (position as usize).min(from as usize - 1);
+        (first, (first + 1).min(from as usize - 1), position - first as f32)
+    };
+    let mut out = Vec::with_capacity(to.pixels() as usize);
+    for y in 0..to.height {
+        let (y0, y1, ty) = axis(y, from.height, to.height);
+        for x in 0..to.width {
+            let (x0, x1, tx) = axis(x, from.width, to.width);
+            let row = |y: usize| {
+                let row = &values[y * from.width as usize..];
+                (1.0 - tx) * row[x0] + tx * row[x1]
+            };
+            out.push((1.0 - ty) * row(y0) + ty * row(y1));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: DetailSize =
+        DetailSize { guide_size: 64.0, guide_size_for_bbox: true, max_size: 128.0, force_inpaint: false };
+
+    #[test]
+    fn a_large_segment_keeps_its_pixels_unless_forced() {
+        let (crop, bbox) = (Size::new(200, 150), Corners::new(0, 0, 80, 64));
+        assert_eq!(SIZE.of(crop, &bbox), Ok(None));
+        assert_eq!(DetailSize { force_inpaint: true, ..SIZE }.of(crop, &bbox), Ok(Some(crop)));
+    }
+
+    #[test]
+    fn the_longer_side_is_capped() {
+        assert_eq!(SIZE.of(Size::new(60, 20), &Corners::new(0, 0, 32, 16)), Ok(Some(Size::new(128, 42))));
+    }
+
+    #[test]
+    fn a_box_without_pixels_is_refused() {
+        assert!(SIZE.of(Size::new(10, 10), &Corners::new(3, 3, 3, 9)).is_err());
+    }
+
+    #[test]
+    fn the_vae_cuts_evenly() {
+        assert_eq!(multiples_of_8(Size::new(21, 16)), Corners::new(2, 0, 18, 16));
+    }
+
+    #[test]
+    fn a_seed_that_overflows_is_refused() {
+        assert_eq!(seed_plus(u64::MAX, 1), Err(PixelError::SeedOverflow { seed: u64::MAX, step: 1 }));
+    }
+}

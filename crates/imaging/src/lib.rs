@@ -1,0 +1,25 @@
+//! Pixels on the CPU: pictures in and out of files, and everything that is done to them without a network.
+//!
+//! What it is: codecs whose memory is bounded by the configuration and not by the picture ([`decode`], [`encode`]),
+//! and the shape in which a decoded picture is stored so that a window of it can be read alone ([`raster`]).
+//!
+//! What it is not: it knows no job, no store and no network. It reads and writes local files, and computes.
+//!
+//! Where to start: [`picture`] for the words, then [`decode::decode_rows`] and [`encode::Encoder`].
+
+#[cfg(target_endian = "big")]
+compile_error!("samples are kept little-endian in memory and in the store");
+
+pub mod bytes;
+pub mod decode;
+pub mod encode;
+pub mod flows;
+pub mod frames;
+pub mod mask;
+pub mod metadata;
+pub mod paste;
+pub mod picture;
+pub mod raster;
+pub mod resample;
+pub mod segs;
+pub mod tiled;

@@ -1,0 +1,331 @@
+//! The 8-bit resampler, exact to the byte (reference: pixels.md, section 6.3; that is Pillow's resampler).
+//!
+//! No library has these bytes: `fast_image_resize` follows Pillow-SIMD, whose 16-bit weights round differently, and
+//! `image` computes in `f32`. The rules are few, so the kernel stands here. It works on windows of rows, so that a
+//! picture of any height passes through in bounded memory; the bytes do not depend on the windows.
+
+use std::ops::Range;
+
+use domain::region::Size;
+
+use crate::frames::PixelError;
+
+/// Which neighbours a pixel is made of. All but `Nearest` widen when a picture shrinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// The pixel under the centre.
+    Nearest,
+    /// A triangle over 2 pixels.
+    Bilinear,
+    /// A cubic over 4 pixels, with a = -0.5.
+    Bicubic,
+    /// A windowed sinc over 6 pixels.
+    Lanczos,
+}
+
+impl Filter {
+    /// Half the width of the kernel, in pixels of the coarser side.
+    fn support(self) -> f64 {
+        match self {
+            Self::Nearest => 0.0,
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    /// The kernel at `x`.
+    fn weight(self, x: f64) -> f64 {
+        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
+        const A: f64 = -0.5;
+        match (self, x.abs()) {
+            (Self::Bilinear, x) if x < 1.0 => 1.0 - x,
+            (Self::Bicubic, x) if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            (Self::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            (Self::Lanczos, _) if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            _ => 0.0,
+        }
+    }
+}
+
+/// Bits behind the point of a weight: what a byte and a sum of weights near 1 leave of 32 bits.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// The weighted taps of every output position of one axis.
+#[derive(Debug)]
+struct Axis {
+    /// First input position, and the range of its weights.
+    taps: Vec<(usize, Range<usize>)>,
+    weights: Vec<i32>,
+}
+
+impl Axis {
+    fn new(filter: Filter, from: usize, to: usize) -> Self {
+        let scale = from as f64 / to as f64;
+        let widen = scale.max(1.0);
+        let support = filter.support() * widen;
+        let mut axis = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
+        let mut real = Vec::new();
+        for i in 0..to {
+            let centre = (i as f64 + 0.5) * scale;
+            let first = (centre - support + 0.5).max(0.0) as usize;
+            let last = ((centre + support + 0.5) as usize).min(from);
+            real.clear();
+            real.extend((first..last).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / widen))));
+            let sum: f64 = real.iter().sum();
+            let start = axis.weights.len();
+            axis.weights.extend(real.iter().map(|&weight| {
+                let share = if sum == 0.0 { weight } else { weight / sum };
+                (share * f64::from(1 << PRECISION) + if share < 0.0 { -0.5 } else { 0.5 }) as i32
+            }));
+            axis.taps.push((first, start..axis.weights.len()));
+        }
+        axis
+    }
+
+    /// Output position `i`: its first input position and the weights from there on.
+    fn at(&self, i: usize) -> (usize, &[i32]) {
+        let (first, weights) = &self.taps[i];
+        (*first, &self.weights[weights.clone()])
+    }
+}
+
+fn to_byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+/// Input positions for nearest: the position is a running sum, because its rounding errors are part of the result.
+fn nearest(from: usize, to: usize) -> Vec<usize> {
+    let step = from as f64 / to as f64;
+    let mut position = step * 0.5;
+    let mut next = || {
+        let index = (position as usize).min(from - 1);
+        position += step;
+        index
+    };
+    (0..to).map(|_| next()).collect()
+}
+
+#[derive(Debug)]
+enum Plan {
+    Copy,
+    Nearest { columns: Vec<usize>, rows: Vec<usize> },
+    Weighted { columns: Option<Axis>, rows: Option<Axis> },
+}
+
+/// A resize of bytes from one size to another, to be run over a picture in windows of rows.
+///
+/// Pixels are interleaved. With 4 channels the last is alpha, and colours are weighted by it.
+#[derive(Debug)]
+pub struct ByteResizer {
+    from: Size,
+    to: Size,
+    channels: usize,
+    plan: Plan,
+}
+
+impl ByteResizer {
+    /// Prepares a resize of pictures with 1, 3 or 4 channels. Equal sizes are copied; an axis that keeps its length is
+    /// not touched.
+    pub fn new(filter: Filter, from: Size, to: Size, channels: usize) -> Result<Self, PixelError> {
+        if !matches!(channels, 1 | 3 | 4) {
+            return Err(PixelError::Channels { operation: "8-bit resampling", want: "1, 3 or 4", got: channels });
+        }
+        for size in [from, to] {
+            if size.pixels() == 0 {
+                return Err(PixelError::Empty { operation: "8-bit resampling", size });
+            }
+        }
+        let axis = |from: u32, to: u32| (from != to).then(|| Axis::new(filter, from as usize, to as usize));
+        let plan = match filter {
+            _ if from == to => Plan::Copy,
+            Filter::Nearest => Plan::Nearest {
+                columns: nearest(from.width as usize, to.width as usize),
+                rows: nearest(from.height as usize, to.height as usize),
+            },
+            _ => Plan::Weighted { columns: axis(from.width, to.width), rows: axis(from.height, to.height) },
+        };
+        Ok(Self { from, to, channels, plan })
+    }
+
+    /// The size that comes out.
+    pub fn output(&self) -> Size {
+        self.to
+    }
+
+    /// The input rows that the output rows `rows` are made of.
+    pub fn rows_needed(&self, rows: Range<usize>) -> Range<usize> {
+        if rows.is_empty() {
+            return 0..0;
+        }
+        let (first, last) = (rows.start, rows.end - 1);
+        match &self.plan {
+            Plan::Nearest { rows, .. } => rows[first]..rows[last] + 1,
+            Plan::Weighted { rows: Some(axis), .. } => {
+                let (end, weights) = axis.at(last);
+                axis.at(first).0..end + weights.len()
+            }
+            Plan::Copy | Plan::Weighted { rows: None, .. } => rows,
+        }
+    }
+
+    /// Makes the output rows `rows` out of `input`, which holds whole input rows from row `first_row` on.
+    ///
+    /// # Panics
+    /// When `input` lacks a row of [`ByteResizer::rows_needed`].
+    pub fn rows(&self, rows: Range<usize>, input: &[u8], first_row: usize) -> Vec<u8> {
+        let needed = self.rows_needed(rows.clone());
+        let stride = self.from.width as usize * self.channels;
+        let input = &input[(needed.start - first_row) * stride..(needed.end - first_row) * stride];
+        match &self.plan {
+            Plan::Copy => input.to_vec(),
+            Plan::Nearest { columns, rows: indices } => {
+                let mut out = Vec::with_capacity(rows.len() * columns.len() * self.channels);
+                for y in rows {
+                    let row = &input[(indices[y] - needed.start) * stride..][..stride];
+                    columns.iter().for_each(|x| out.extend_from_slice(&row[x * self.channels..][..self.channels]));
+                }
+                out
+            }
+            Plan::Weighted { columns, rows: vertical } => {
+                let mut pixels = input.to_vec();
+                if self.channels == 4 {
+                    premultiply(&mut pixels);
+                }
+                if let Some(axis) = columns {
+                    pixels = match self.channels {
+                        1 => across::<1>(axis, &pixels, stride),
+                        3 => across::<3>(axis, &pixels, stride),
+                        _ => across::<4>(axis, &pixels, stride),
+                    };
+                }
+                if let Some(axis) = vertical {
+                    pixels = down(axis, &pixels, self.to.width as usize * self.channels, rows, needed.start);
+                }
+                if self.channels == 4 {
+                    unpremultiply(&mut pixels);
+                }
+                pixels
+            }
+        }
+    }
+
+    /// Resizes a whole picture.
+    ///
+    /// # Panics
+    /// When `input` is not a picture of the size that was prepared for.
+    pub fn picture(&self, input: &[u8]) -> Vec<u8> {
+        assert_eq!(input.len() as u64, self.from.pixels() * self.channels as u64, "a whole picture goes in");
+        self.rows(0..self.to.height as usize, input, 0)
+    }
+}
+
+/// Weighs columns, `C` channels at a time.
+fn across<const C: usize>(axis: &Axis, input: &[u8], stride: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(input.len() / stride * axis.taps.len() * C);
+    for row in input.chunks_exact(stride) {
+        for x in 0..axis.taps.len() {
+            let (first, weights) = axis.at(x);
+            let mut sum = [1 << (PRECISION - 1); C];
+            for (pixel, weight) in row[first * C..].chunks_exact(C).zip(weights) {
+                for c in 0..C {
+                    sum[c] += i32::from(pixel[c]) * weight;
+                }
+            }
+            out.extend(sum.map(to_byte));
+        }
+    }
+    out
+}
+
+/// Weighs rows. `input` begins at input row `first_row`.
+fn down(axis: &Axis, input: &[u8], stride: usize, rows: Range<usize>, first_row: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len() * stride);
+    let mut sums = vec![0i32; stride];
+    for y in rows {
+        let (first, weights) = axis.at(y);
+        sums.fill(1 << (PRECISION - 1));
+        for (row, weight) in input[(first - first_row) * stride..].chunks_exact(stride).zip(weights) {
+            sums.iter_mut().zip(row).for_each(|(sum, &byte)| *sum += i32::from(byte) * weight);
+        }
+        out.extend(sums.iter().map(|&sum| to_byte(sum)));
+    }
+    out
+}
+
+fn premultiply(pixels: &mut [u8]) {
+    for pixel in pixels.chunks_exact_mut(4) {
+        let alpha = u32::from(pixel[3]);
+        for color in &mut pixel[..3] {
+            let product = u32::from(*color) * alpha + 128;
+            *color = (((product >> 8) + product) >> 8) as u8;
+        }
+    }
+}
+
+fn unpremultiply(pixels: &mut [u8]) {
+    for pixel in pixels.chunks_exact_mut(4) {
+        let alpha = u32::from(pixel[3]);
+        if alpha != 0 && alpha != 255 {
+            pixel[..3].iter_mut().for_each(|color| *color = (255 * u32::from(*color) / alpha).min(255) as u8);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILTERS: [Filter; 4] = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
+
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+    }
+
+    #[test]
+    fn a_flat_picture_stays_flat() {
+        for filter in FILTERS {
+            let resizer = ByteResizer::new(filter, Size::new(31, 17), Size::new(12, 40), 3).unwrap();
+            assert!(resizer.picture(&[77; 31 * 17 * 3]).iter().all(|&byte| byte == 77), "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn transparent_pixels_do_not_bleed_their_color() {
+        let (from, to) = (Size::new(2, 1), Size::new(1, 1));
+        let resizer = ByteResizer::new(Filter::Bilinear, from, to, 4).unwrap();
+        let out = resizer.picture(&[200, 100, 50, 255, 0, 255, 255, 0]);
+        assert_eq!(out[3], 128);
+        assert!(out[0].abs_diff(200) <= 2 && out[1].abs_diff(100) <= 2 && out[2].abs_diff(50) <= 2, "{out:?}");
+    }
+
+    #[test]
+    fn two_channels_and_empty_sizes_are_refused() {
+        let size = Size::new(4, 4);
+        assert!(ByteResizer::new(Filter::Lanczos, size, size, 2).is_err());
+        assert!(ByteResizer::new(Filter::Lanczos, size, Size::new(0, 4), 3).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn windows_of_rows_give_the_bytes_of_the_whole(
+            from in (1..40u32, 1..60u32), to in (1..40u32, 1..60u32), channels in prop::sample::select(vec![1, 3, 4]),
+            window in 1..20usize, filter in prop::sample::select(FILTERS.to_vec()),
+        ) {
+            let resizer = ByteResizer::new(filter, Size::new(from.0, from.1), Size::new(to.0, to.1), channels).unwrap();
+            let stride = from.0 as usize * channels;
+            let input = noise(stride * from.1 as usize);
+            let whole = resizer.picture(&input);
+            let mut banded = Vec::new();
+            for start in (0..to.1 as usize).step_by(window) {
+                let rows = start..(start + window).min(to.1 as usize);
+                let needed = resizer.rows_needed(rows.clone());
+                let part = &input[needed.start * stride..needed.end * stride];
+                banded.extend(resizer.rows(rows, part, needed.start));
+            }
+            prop_assert_eq!(whole, banded);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Pictures into files and out of them again, and what happens to files that are no pictures.
+
+mod kinds;
+mod metadata;
+mod raster;
+mod refusals;
+mod round_trip;
+mod support;

@@ -1,0 +1,78 @@
+//! Why a model cannot be loaded or run.
+
+use candle_core::DType;
+use weights::checkpoint::CheckpointError;
+use weights::detect::DetectError;
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The weights file cannot be read.
+    #[error("cannot read the weights")]
+    Checkpoint(#[from] CheckpointError),
+    /// The weights are of no network that can be run.
+    #[error("cannot tell which network the weights are of")]
+    Detect(#[from] DetectError),
+    /// A weight is infinite or no number.
+    #[error("tensor `{tensor}` holds a value that is infinite or no number")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The device does not compute with these numbers.
+    #[error("a {device} device cannot compute with {} numbers", .dtype.as_str())]
+    Dtype {
+        /// The kind of device.
+        device: &'static str,
+        /// The type of the numbers.
+        dtype: DType,
+    },
+    /// The tile is not one that this model takes.
+    #[error("the model takes tiles of shape [1, {channels}, height, width], but got {found:?}")]
+    Input {
+        /// The channels that the model takes.
+        channels: u32,
+        /// The shape of the tile.
+        found: Vec<usize>,
+    },
+    /// The device has too little memory for this tile. A smaller tile may pass.
+    #[error("the device ran out of memory")]
+    OutOfMemory(#[source] candle_core::Error),
+    /// Whoever watched asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The device failed in another way.
+    #[error("the computation failed")]
+    Device(#[source] candle_core::Error),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        // Each driver has an error type of its own, which are known here by their text alone.
+        let text = format!("{error:?}").to_ascii_lowercase();
+        if ["out of memory", "out_of_memory", "outofmemory"].iter().any(|words| text.contains(words)) {
+            Self::OutOfMemory(error)
+        } else {
+            Self::Device(error)
+        }
+    }
+}
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, ModelError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_memory_asks_for_smaller_tiles() {
+        let convert = |text: &str| ModelError::from(candle_core::Error::Msg(text.to_owned()));
+        assert!(matches!(
+            convert("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+            ModelError::OutOfMemory(_)
+        ));
+        assert!(matches!(convert("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)"), ModelError::Device(_)));
+    }
+}

@@ -1,0 +1,19 @@
+//! The networks, and how they run on a device.
+//!
+//! [`upscale::Upscaler`] is loaded from a checkpoint and turns a tile into a larger one. [`watch::Watch`] follows and may
+//! interrupt it. [`pad`] makes a tile of a size that the network takes, and [`kernels`] names the code that computes, as far
+//! as it can change a result.
+//!
+//! This crate knows no job and no file format: tensors in, tensors out. What a checkpoint holds, and which network that is,
+//! `weights` says. Beside `kernels`, it is the only crate that names a tensor library.
+//!
+//! The same input gives the same bytes whatever the number of threads. Different processors, devices and number types give
+//! slightly different ones: see [`kernels::level`].
+//!
+//! Start reading at [`upscale`], then any file below it with the paper beside you.
+
+pub mod error;
+pub mod kernels;
+pub mod pad;
+pub mod upscale;
+pub mod watch;

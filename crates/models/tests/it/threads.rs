@@ -1,0 +1,47 @@
+//! A result never depends on how many threads computed it. The number is fixed once per process, so each takes a process.
+
+use std::process::Command;
+
+use candle_core::{DType, Device};
+use models::kernels;
+use models::watch::Unwatched;
+use weights::digest::sha256;
+
+use crate::{COMPACT, ESRGAN, load, tile};
+
+const MARK: &str = "digests of this process:";
+
+/// On its own this checks that equal work gives equal bytes within one process, and prints them for the test below.
+#[test]
+fn the_same_work_gives_the_same_bytes() {
+    let digests = || {
+        let upscaled = [COMPACT, ESRGAN].map(|layout| {
+            let y = load(layout).run(&tile(70, 75), &Unwatched).unwrap();
+            let values = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            sha256(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+        });
+        format!("{} {}", upscaled.join(" "), kernels::level(&Device::Cpu, DType::F32).unwrap())
+    };
+    let first = digests();
+    assert_eq!(first, digests());
+    assert!(first.contains(kernels::KERNEL_LEVEL));
+    eprintln!("{MARK} {first}");
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let run = |threads: &str| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "threads::the_same_work_gives_the_same_bytes", "--nocapture"])
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().find_map(|line| line.split_once(MARK));
+        line.unwrap_or_else(|| panic!("no digests from the process: {text}")).1.to_owned()
+    };
+    let one = run("1");
+    for threads in ["2", "3", "7"] {
+        assert_eq!(run(threads), one, "{threads} threads");
+    }
+}

@@ -1,0 +1,464 @@
+//! The command line: every command, every flag, with its default and its unit.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use domain::picture::Format;
+use service::config::{Flags, keys, units};
+
+/// The keys that are flags of a command that asks a farm.
+const CLIENT: u8 = keys::PROCESS | keys::CLIENT;
+
+/// Upscales pictures on a farm of workers, or right here.
+#[derive(Debug, Parser)]
+#[command(name = "tessera", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Data goes to stdout, everything else to stderr.
+Exit codes: 0 done, 1 the job failed, 2 could not ask.";
+
+const UPSCALE_EXAMPLES: &str = "\
+Examples:
+  tessera upscale photo.jpg -o photo@2x.png
+  tessera upscale *.png -o out/ --model 4x.pth
+  tessera upscale *.png -o out/ --server http://farm:7000 --priority high
+
+Without --server a farm embedded in this process does the work. Its results stay in the cache folder, so that
+an interrupted run goes on where it was.";
+
+const SUBMIT_EXAMPLES: &str = "\
+JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
+  {
+    \"request_id\": \"holiday-1\",
+    \"labels\": {\"album\": \"holiday\"},
+    \"priority\": \"PRIORITY_HIGH\",
+    \"upscale\": {
+      \"pictures\": [{\"path\": \"photo.jpg\"}, {\"uri\": \"s3://bucket/photo.png\"}],
+      \"upscale_model\": \"tessera-2x\",
+      \"tile\": {\"side\": 512, \"overlap\": 32},
+      \"output\": {\"format\": \"png\"}
+    }
+  }
+A picture's `path` is a local file, uploaded first; {\"path\": \"4x.pth\"} may also stand for `upscale_model`.
+Paths are relative to the folder of JOB.json.";
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enlarges pictures and writes the results
+    #[command(after_help = UPSCALE_EXAMPLES)]
+    Upscale(Box<Upscale>),
+    /// Runs a whole farm in this process and serves it over gRPC
+    Serve(Box<Serve>),
+    /// Runs a coordinator: takes jobs, plans them, puts the results together
+    Coordinator(Box<Part<{ keys::PROCESS | keys::FARM | keys::COORDINATOR }>>),
+    /// Runs a worker: renders the tasks of a farm
+    Worker(Box<Part<{ keys::PROCESS | keys::FARM | keys::WORKER }>>),
+    /// Submits a job described by a JSON document; prints its id
+    #[command(after_help = SUBMIT_EXAMPLES)]
+    Submit(Submit),
+    /// Shows and steers jobs
+    Jobs(Jobs),
+    /// Lists the workers of a farm
+    Workers(Ask),
+    /// Shows and adds models
+    Models(Models),
+    /// Shows what the cache folder holds, and makes it smaller
+    Cache(Cache),
+    /// Checks store, broker, models, device, cache folder and server, one by one
+    Doctor(Box<Doctor>),
+    /// Prints the configuration in effect, passwords hidden
+    Config(Box<Config>),
+}
+
+/// What every command has that asks a farm.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// Write JSON on stdout, for programs [default: text for people]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<CLIENT>,
+}
+
+/// `tessera upscale`.
+#[derive(Debug, Args)]
+pub struct Upscale {
+    /// Pictures: PNG, JPEG, TIFF or WebP files
+    #[arg(required = true, value_name = "PICTURE")]
+    pub pictures: Vec<PathBuf>,
+    /// Where the result goes: a file, or a folder (with several pictures, or a `/` at the end) in which results are
+    /// called as their pictures are [default: beside the picture, as NAME@2x.EXT]
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub output: Option<PathBuf>,
+    /// The network: a weights file (.safetensors, .pth), or the name or digest of a model that the farm has
+    /// [default: the built-in model]
+    #[arg(short, long, value_name = "FILE|NAME", conflicts_with = "scale")]
+    pub model: Option<String>,
+    /// Picks the built-in model that enlarges so many times a side [default: 2]
+    #[arg(short, long, value_name = "TIMES")]
+    pub scale: Option<u32>,
+    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose by the device's memory
+    #[arg(long, value_name = "PIXELS|auto", default_value = "512", value_parser = tile_side)]
+    pub tile: TileSide,
+    /// Pixels that neighbouring tiles share, less than the tile's side
+    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
+    pub overlap: u32,
+    /// The format of the results: png, jpeg, tiff or webp [default: that of --output's extension, else the input's]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Bits per sample of the results, 8 or 16 [default: those of the input]
+    #[arg(long, value_name = "BITS", value_parser = bits)]
+    pub bits: Option<u32>,
+    /// Quality of JPEG results, 1 to 100
+    #[arg(long, value_name = "PERCENT", default_value_t = 95, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub quality: u32,
+    /// How exactly to compute: `exact` is 32-bit floating point, `fast` whatever the device gains from
+    #[arg(long, value_enum, default_value_t = Precision::Exact)]
+    pub precision: Precision,
+    /// Whether one class of device renders it all, so that the bytes never depend on who did, or any may help
+    #[arg(long, value_enum, default_value_t = Reproducibility::SameClass)]
+    pub reproducibility: Reproducibility,
+    /// The compute class that renders it, as `tessera workers` shows it [default: the farm's choice]
+    #[arg(long, value_name = "CLASS")]
+    pub class: Option<String>,
+    /// Which jobs go first
+    #[arg(long, value_enum, default_value_t = Priority::Normal)]
+    pub priority: Priority,
+    /// A note on the job; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Workers of the embedded farm; each renders one tile at a time on the whole device
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: u32,
+    /// Write results over files that exist [default: such pictures are skipped]
+    #[arg(short, long)]
+    pub force: bool,
+    /// Write events on stdout as JSON, one a line [default: the results' paths]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<{ CLIENT | keys::EMBEDDED }>,
+}
+
+/// `tessera serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Workers in this process; each renders `--slots` tiles at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub workers: u32,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<{ keys::PROCESS | keys::FARM | keys::COORDINATOR | keys::WORKER }>,
+}
+
+/// A part of a farm as a process of its own.
+#[derive(Debug, Args)]
+pub struct Part<const PARTS: u8> {
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<PARTS>,
+}
+
+/// `tessera submit`.
+#[derive(Debug, Args)]
+pub struct Submit {
+    /// The document; `-` reads stdin, and paths in it are then relative to the current folder
+    #[arg(value_name = "JOB.json")]
+    pub document: PathBuf,
+    /// Wait until the job ends, showing its progress [default: return once it is planned]
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Server and output.
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// `tessera jobs`.
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: JobsCommand,
+}
+
+/// `tessera jobs …`.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Lists jobs, the newest first
+    List {
+        /// Only jobs in this state; may be given several times [default: all]
+        #[arg(long = "state", value_enum)]
+        states: Vec<State>,
+        /// The most jobs to list
+        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        limit: usize,
+        /// Server and output.
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Shows a job
+    Get(OneJob),
+    /// Shows a job's progress until it ends
+    Watch(OneJob),
+    /// Cancels a job; what is rendered stays in the store
+    Cancel(OneJob),
+    /// Runs again what failed in a failed or cancelled job
+    Retry(OneJob),
+    /// Downloads what a job made; prints the files' paths
+    Fetch {
+        /// Which job.
+        #[command(flatten)]
+        job: OneJob,
+        /// The folder that the results go to
+        #[arg(short, long, value_name = "DIR", default_value = ".")]
+        output: PathBuf,
+        /// Write results over files that exist [default: such results are skipped]
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+/// Which job.
+#[derive(Debug, Args)]
+pub struct OneJob {
+    /// The job's id
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// Server and output.
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// `tessera models`.
+#[derive(Debug, Args)]
+pub struct Models {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ModelsCommand,
+}
+
+/// `tessera models …`.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Lists the models of the farm
+    List(Ask),
+    /// Says what a weights file holds; asks no farm
+    Inspect {
+        /// A .safetensors or PyTorch file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Write JSON on stdout, for programs [default: text for people]
+        #[arg(long)]
+        json: bool,
+    },
+    /// Uploads a weights file and makes it a model of the farm
+    Add {
+        /// A .safetensors or PyTorch file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// What to call it [default: the file's name without its extension]
+        #[arg(long)]
+        name: Option<String>,
+        /// Server and output.
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `tessera cache`.
+#[derive(Debug, Args)]
+pub struct Cache {
+    /// Delete what was used least recently until so much is left, such as `20GB`; 0 empties it [default: only show]
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    pub limit: Option<u64>,
+    /// Output.
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// `tessera doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Write JSON on stdout, for programs [default: text for people]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<{ keys::PROCESS | keys::FARM | keys::CLIENT | keys::WORKER }>,
+}
+
+/// `tessera config`.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// List every key instead: what it is for, its flag, its variable, its unit and its default
+    #[arg(long)]
+    pub keys: bool,
+    /// Write JSON on stdout, for programs [default: TOML, with where each value came from]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<255>,
+}
+
+/// The side of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TileSide {
+    /// So many pixels.
+    Pixels(u32),
+    /// The farm's choice.
+    Auto,
+}
+
+/// How exactly to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// 32-bit floating point.
+    Exact,
+    /// Whatever the device gains from.
+    Fast,
+}
+
+/// Which devices may share the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Reproducibility {
+    /// Those of one class.
+    SameClass,
+    /// Any.
+    Mixed,
+}
+
+/// Which jobs go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Priority {
+    /// When nothing else waits.
+    Low,
+    /// In order of arrival.
+    Normal,
+    /// Before everything else.
+    High,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// Nothing is rendered yet.
+    Queued,
+    /// Being rendered or put together.
+    Running,
+    /// All results are there.
+    Succeeded,
+    /// A task failed for good.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+fn tile_side(text: &str) -> Result<TileSide, String> {
+    match text {
+        "auto" => Ok(TileSide::Auto),
+        text => match text.parse() {
+            Ok(side @ 16..=65_536) => Ok(TileSide::Pixels(side)),
+            _ => Err("16 to 65536 pixels or `auto` is wanted".to_owned()),
+        },
+    }
+}
+
+fn bits(text: &str) -> Result<u32, String> {
+    match text {
+        "8" => Ok(8),
+        "16" => Ok(16),
+        _ => Err("8 or 16 is wanted".to_owned()),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is wanted".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words = std::iter::once("tessera").chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| error.to_string())
+    }
+
+    fn upscale(line: &str) -> Box<Upscale> {
+        match parse(line).unwrap() {
+            Command::Upscale(upscale) => upscale,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_references_default() {
+        let upscale = upscale("upscale photo.jpg -o photo@2x.png");
+        assert_eq!((upscale.tile, upscale.overlap, upscale.quality), (TileSide::Pixels(512), 32, 95));
+        assert_eq!((upscale.precision, upscale.reproducibility), (Precision::Exact, Reproducibility::SameClass));
+        assert_eq!((upscale.priority, upscale.workers, upscale.force), (Priority::Normal, 1, false));
+        assert_eq!((upscale.model, upscale.scale, upscale.format, upscale.bits), (None, None, None, None));
+    }
+
+    #[test]
+    fn every_flag_of_upscale_is_taken() {
+        let upscale = upscale(
+            "upscale a.png b.png -o out/ --model 4x.pth --tile auto --overlap 8 --format jpg --bits 8 --quality 80 \
+             --precision fast --reproducibility mixed --class cpu/candle/f32 --priority high --label a=b --label c= \
+             --workers 3 --force --json --device cuda:0 --cache /tmp/c --log debug",
+        );
+        assert_eq!(upscale.pictures.len(), 2);
+        assert_eq!((upscale.tile, upscale.format), (TileSide::Auto, Some(Format::Jpeg)));
+        assert_eq!(upscale.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
+        let given = upscale.config.given().values;
+        assert_eq!((given["device"].as_str(), given["cache"].as_str()), ("cuda:0", "/tmp/c"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_flag() {
+        let check = |line: &str, flag: &str| {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(flag), "{error}");
+        };
+        check("upscale a.png --tile 8", "--tile");
+        check("upscale a.png --bits 12", "--bits");
+        check("upscale a.png --quality 0", "--quality");
+        check("upscale a.png --format bmp", "--format");
+        check("upscale a.png --label x", "--label");
+        check("upscale a.png --model m --scale 2", "--scale");
+        check("upscale", "PICTURE");
+        check("cache --limit much", "--limit");
+    }
+
+    #[test]
+    fn every_flag_says_its_default_or_is_required() {
+        fn walk(command: &clap::Command) {
+            for arg in command.get_opts().filter(|arg| arg.get_action().takes_values() && !arg.is_required_set()) {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                let told = help.contains("[default") || help.contains("default:") || !arg.get_default_values().is_empty();
+                assert!(told, "{} --{}: {help}", command.get_name(), arg.get_long().unwrap_or_default());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+}

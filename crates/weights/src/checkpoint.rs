@@ -1,0 +1,344 @@
+//! A weights file: the tensors it names, and their values on request.
+//!
+//! Three formats are read, told apart by how the file begins and never by its name: safetensors, the zip archives of
+//! today's `torch.save`, and the bare pickle stream of the PyTorch before 1.6. A pickle is a program; the small
+//! interpreter in here runs only the part of it that builds dictionaries of tensors, and refuses the rest by name.
+//!
+//! Training code wraps tensors in more or less nested dictionaries. What [`Checkpoint::tensors`] lists is what is left
+//! after unwrapping them: plain names, as the architecture defines them.
+
+mod pickle;
+mod safetensors;
+mod source;
+mod torch;
+mod unwrap;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Cursor};
+use std::path::Path;
+
+use half::{bf16, f16};
+
+use source::Source;
+
+/// Why a file is no checkpoint that can be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The file could not be read at all.
+    #[error("cannot read the checkpoint")]
+    Io(#[from] io::Error),
+    /// The first bytes belong to none of the formats.
+    #[error("neither safetensors nor a PyTorch checkpoint: the file begins with `{start}`")]
+    UnknownFormat {
+        /// The first bytes, escaped.
+        start: String,
+    },
+    /// The file ends too early.
+    #[error("{what} needs {needs} bytes, but the file has {has}: it is incomplete")]
+    Truncated {
+        /// What is cut off.
+        what: String,
+        /// The bytes that the file must have.
+        needs: u64,
+        /// The bytes that it has.
+        has: u64,
+    },
+    /// A part that is read as a whole is larger than any honest one.
+    #[error("{what} is larger than the limit of {limit}")]
+    TooLarge {
+        /// The part.
+        what: &'static str,
+        /// The limit, in bytes or in objects.
+        limit: u64,
+    },
+    /// The header of a safetensors file is not valid.
+    #[error("the safetensors header is not valid")]
+    Header(#[source] serde_json::Error),
+    /// The zip archive is not valid.
+    #[error("the zip archive is not valid")]
+    Zip(#[from] zip::result::ZipError),
+    /// The zip archive lacks a part that every PyTorch checkpoint has.
+    #[error("the zip archive has no `{entry}`: it is no PyTorch checkpoint")]
+    MissingEntry {
+        /// The part.
+        entry: String,
+    },
+    /// A tensor is compressed inside the zip archive, which PyTorch never does.
+    #[error("`{entry}` is compressed inside the zip archive; save the checkpoint again with PyTorch")]
+    Compressed {
+        /// The part.
+        entry: String,
+    },
+    /// The numbers are stored with the high byte first.
+    #[error("the checkpoint was written on a big-endian machine")]
+    BigEndian,
+    /// The pickle asks for a function or class that tensors do not need. Nothing of it was executed.
+    #[error("the pickle asks for `{global}`, which tensors do not need: it was refused and nothing was executed")]
+    Forbidden {
+        /// The full name of what it asks for.
+        global: String,
+    },
+    /// The pickle uses an instruction that tensors do not need.
+    #[error("pickle instruction {opcode:#04x} at byte {at} is not one that tensors need")]
+    Opcode {
+        /// The instruction.
+        opcode: u8,
+        /// Its position, counted from the start of the pickle.
+        at: u64,
+    },
+    /// The pickle contradicts itself.
+    #[error("the pickle is not valid at byte {at}: {problem}")]
+    Pickle {
+        /// The position, counted from the start of the pickle.
+        at: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The place where tensors are expected holds something else.
+    #[error("the checkpoint holds {found} where a dictionary of tensors is expected")]
+    NotADictionary {
+        /// What it holds.
+        found: &'static str,
+    },
+    /// There is no tensor in the file.
+    #[error("the checkpoint holds no tensor")]
+    NoTensors,
+    /// A tensor lies outside the data it refers to.
+    #[error("tensor `{tensor}` needs {needs} values, but its storage has {has}")]
+    Outside {
+        /// The tensor.
+        tensor: String,
+        /// One past the last value it refers to.
+        needs: u64,
+        /// The values that are there.
+        has: u64,
+    },
+    /// A tensor uses the same stored values several times over.
+    #[error("tensor `{tensor}` repeats its stored values, as weights never do")]
+    Repeated {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Values of this type are not known here.
+    #[error("tensor `{tensor}` holds `{dtype}` values, which are not supported")]
+    UnsupportedDtype {
+        /// The tensor.
+        tensor: String,
+        /// The type, as the file names it.
+        dtype: String,
+    },
+    /// Two tensors end up with one name when a common prefix is dropped.
+    #[error("the checkpoint has tensor `{tensor}` twice, with and without a prefix")]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The checkpoint has no tensor of the name that was asked for.
+    #[error("the checkpoint has no tensor `{tensor}`")]
+    NoSuchTensor {
+        /// The name.
+        tensor: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// The type of the numbers in a tensor, as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it all
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl Dtype {
+    /// Returns the size of one number in bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// Turns one little-endian number into the nearest f32.
+    fn widen(self, bytes: &[u8]) -> f32 {
+        fn le<const N: usize>(bytes: &[u8]) -> [u8; N] {
+            bytes.try_into().expect("a number is cut out with the size of its type")
+        }
+        match self {
+            Self::F64 => f64::from_le_bytes(le(bytes)) as f32,
+            Self::F32 => f32::from_le_bytes(le(bytes)),
+            Self::F16 => f16::from_le_bytes(le(bytes)).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes(le(bytes)).to_f32(),
+            Self::I64 => i64::from_le_bytes(le(bytes)) as f32,
+            Self::I32 => i32::from_le_bytes(le(bytes)) as f32,
+            Self::I16 => f32::from(i16::from_le_bytes(le(bytes))),
+            Self::I8 => f32::from(i8::from_le_bytes(le(bytes))),
+            Self::U8 => f32::from(bytes[0]),
+            Self::Bool => f32::from(u8::from(bytes[0] != 0)),
+        }
+    }
+}
+
+/// What is known of a tensor without reading its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The type of its numbers in the file.
+    pub dtype: Dtype,
+    /// Its sides, slowest first. Empty for a single number.
+    pub shape: Vec<usize>,
+    /// Where in the file its first number lies, in bytes.
+    offset: u64,
+    /// How many numbers lie between neighbours along each side.
+    strides: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Returns how many numbers the tensor holds.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Places a tensor in a storage of `has` numbers that begins at byte `start` of the file; `first` and `strides` count
+    /// numbers. Refuses what lies outside of the storage, and what would grow larger than it.
+    fn place(
+        tensor: &str,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+        start: u64,
+        first: u64,
+        has: u64,
+    ) -> Result<Self> {
+        let outside = |needs| CheckpointError::Outside { tensor: tensor.to_owned(), needs, has };
+        let elements = shape
+            .iter()
+            .try_fold(1u64, |product, &side| product.checked_mul(side as u64))
+            .ok_or_else(|| outside(u64::MAX))?;
+        // One past the farthest number, counted from the tensor's first.
+        let span = if elements == 0 {
+            0
+        } else {
+            let reach = |(&side, &stride): (&usize, &usize)| (side as u64 - 1).checked_mul(stride as u64);
+            shape
+                .iter()
+                .zip(&strides)
+                .try_fold(1u64, |span, side| span.checked_add(reach(side)?))
+                .ok_or_else(|| outside(u64::MAX))?
+        };
+        let needs = first.checked_add(span).ok_or_else(|| outside(u64::MAX))?;
+        if needs > has {
+            return Err(outside(needs));
+        }
+        if elements > span {
+            return Err(CheckpointError::Repeated { tensor: tensor.to_owned() });
+        }
+        let offset = start + first * dtype.bytes() as u64;
+        Ok(Self { dtype, shape, offset, strides })
+    }
+}
+
+/// Returns the strides of a tensor whose numbers lie one after the other.
+fn contiguous(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1usize; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis].saturating_mul(shape[axis].max(1));
+    }
+    strides
+}
+
+/// An open weights file.
+///
+/// Opening reads names and shapes only. Values are read tensor by tensor, so that a file larger than memory can be used.
+#[derive(Debug)]
+pub struct Checkpoint {
+    source: Source,
+    tensors: BTreeMap<String, TensorInfo>,
+    others: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens the file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_source(Source::new(File::open(path)?)?)
+    }
+
+    /// Opens a file that is already in memory.
+    pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        Self::from_source(Source::new(Cursor::new(bytes.into()))?)
+    }
+
+    fn from_source(mut source: Source) -> Result<Self> {
+        let start = source.read_at(0, source.len().min(16))?;
+        let found = if start.starts_with(b"PK\x03\x04") {
+            torch::open_zip(&mut source)?
+        } else if start.starts_with(torch::LEGACY_START) {
+            torch::open_legacy(&mut source)?
+        } else if start.len() >= 9 && start[8] == b'{' {
+            safetensors::open(&mut source)?
+        } else {
+            let start = start.escape_ascii().to_string();
+            return Err(CheckpointError::UnknownFormat { start });
+        };
+        let (tensors, others) = unwrap::drop_prefixes(found)?;
+        if tensors.is_empty() {
+            return Err(CheckpointError::NoTensors);
+        }
+        Ok(Self { source, tensors, others })
+    }
+
+    /// The tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The names beside the tensors that stand for something else, such as a step count.
+    pub fn others(&self) -> &[String] {
+        &self.others
+    }
+
+    /// The shapes of all tensors by name.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shape = |(name, info): (&String, &TensorInfo)| (name.clone(), info.shape.clone());
+        self.tensors.iter().map(shape).collect()
+    }
+
+    /// Reads the values of tensor `name` as f32, in row-major order.
+    ///
+    /// f16 and bf16 widen exactly; f64 and large integers are rounded to the nearest f32.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let info = self.tensors.get(name).ok_or_else(|| CheckpointError::NoSuchTensor { tensor: name.to_owned() })?;
+        let TensorInfo { dtype, ref shape, offset, ref strides } = *info;
+        let (elements, size) = (info.elements(), dtype.bytes());
+        if elements == 0 {
+            return Ok(Vec::new());
+        }
+        let span = 1 + shape.iter().zip(strides).map(|(side, stride)| (side - 1) * stride).sum::<usize>();
+        let bytes = self.source.read_at(offset, (span * size) as u64)?;
+        if *strides == contiguous(shape) {
+            return Ok(bytes.chunks_exact(size).map(|number| dtype.widen(number)).collect());
+        }
+        let number_at = |mut flat: usize| {
+            let mut place = 0;
+            for (side, stride) in shape.iter().zip(strides).rev() {
+                place += flat % side * stride;
+                flat /= side;
+            }
+            dtype.widen(&bytes[place * size..][..size])
+        };
+        Ok((0..elements).map(number_at).collect())
+    }
+}

@@ -1,0 +1,93 @@
+//! House rules that a machine can check.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Who may import whom: the plan of the house. An arrow that is missing here needs a reason before it is drawn.
+const PLAN: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("weights", &[]),
+    ("broker", &[]),
+    ("store", &[]),
+    ("service", &[]),
+    ("models", &["weights"]),
+    ("proto", &["domain"]),
+    ("imaging", &["domain"]),
+    ("coordinator", &["broker", "domain", "imaging", "proto", "service", "store", "weights"]),
+    ("worker", &["broker", "domain", "imaging", "models", "proto", "service", "store", "weights"]),
+    (
+        "tessera",
+        &["broker", "coordinator", "domain", "imaging", "models", "proto", "service", "store", "weights", "worker"],
+    ),
+];
+
+/// Libraries that only some rooms may name, and why.
+const RESERVED: &[(&str, &[&str], &str)] = &[
+    ("candle-core", &["models"], "only `models` knows how a network runs"),
+    ("candle-nn", &["models"], "only `models` knows how a network runs"),
+    ("lapin", &["broker"], "only `broker` knows RabbitMQ"),
+    ("aws-sdk-s3", &["store"], "only `store` knows S3"),
+    ("tonic", &["proto", "coordinator", "tessera"], "only the wire and its two ends speak gRPC"),
+    ("prost", &["proto", "coordinator"], "generated types stop at `proto`"),
+];
+
+#[test]
+fn every_arrow_between_crates_is_in_the_plan() {
+    let metadata = MetadataCommand::new().no_deps().exec().expect("cargo describes the workspace");
+    let plan: BTreeMap<_, BTreeSet<_>> = PLAN.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect();
+    let ours: BTreeSet<&str> = metadata.workspace_packages().iter().map(|package| package.name.as_str()).collect();
+    let mut wrong = Vec::new();
+    for package in metadata.workspace_packages() {
+        let name = package.name.as_str();
+        if name == "tests" {
+            continue; // stands above everything
+        }
+        let Some(allowed) = plan.get(name) else {
+            wrong.push(format!("`{name}` has no place in the plan"));
+            continue;
+        };
+        let folder = package.manifest_path.parent().and_then(|folder| folder.file_name());
+        if folder != Some(name) {
+            wrong.push(format!("the folder of `{name}` is called {folder:?}"));
+        }
+        for dependency in package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal) {
+            let to = dependency.name.as_str();
+            if ours.contains(to) && !allowed.contains(to) {
+                wrong.push(format!("`{name}` imports `{to}`, and the plan has no such arrow"));
+            }
+            for (library, rooms, why) in RESERVED {
+                if to == *library && !rooms.contains(&name) {
+                    wrong.push(format!("`{name}` names `{library}`: {why}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_coordinator_links_no_candle() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "-p", "coordinator", "--edges", "normal", "--prefix", "none", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo shows the tree");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8_lossy(&output.stdout);
+    let gpu = ["candle", "cudarc", "metal "];
+    let found: Vec<_> = tree.lines().filter(|line| gpu.iter().any(|name| line.starts_with(name))).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn the_domain_has_no_clock_no_dice_and_no_async() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/domain/src");
+    for entry in std::fs::read_dir(source).expect("the sources are there") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        for word in ["SystemTime", "Instant::now", "rand::", "async fn", "std::fs", "std::net", "tokio"] {
+            assert!(!text.contains(word), "{} names `{word}`", path.display());
+        }
+    }
+}

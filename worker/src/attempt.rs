@@ -1,0 +1,383 @@
+//! One delivery, from the queue to its end: look up, fetch, render, put, report, acknowledge.
+//!
+//! The order of the last three is the heart of the farm. The result is in the store before anybody hears of it, and the
+//! report is safe with the broker before the order is acknowledged. A worker that dies in between costs time, never a
+//! tile.
+
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use broker::{Broker, BrokerError, Delivery, Message};
+use bytes::Bytes;
+use domain::task::{Context, Place, UPSCALE_REVISION};
+use proto::farm::{Names, Order, Outcome, Report};
+use service::{Backoff, retry, telemetry};
+use store::{Key, Store, StoreError};
+use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::{
+    board::{Board, Held},
+    engine::{Engine, RenderError, Stop, Verdict, Watch, Work},
+    fetch::{FetchError, Fetcher, store_verdict},
+    metrics::Metrics,
+};
+
+/// A store or a broker that is away says nothing about a task, so no task fails for it: the task waits.
+const WITHOUT_END: Backoff = Backoff::until(Duration::MAX);
+
+/// Everything that the attempts of one worker share.
+pub struct Bench {
+    /// The worker's id.
+    pub worker: String,
+    /// What renders.
+    pub engine: Arc<dyn Engine>,
+    /// Where results go.
+    pub store: Arc<dyn Store>,
+    /// Where reports go.
+    pub broker: Arc<dyn Broker>,
+    /// The farm's queues.
+    pub names: Names,
+    /// What is in hand.
+    pub board: Arc<Board>,
+    /// What brings the inputs.
+    pub fetcher: Fetcher,
+    /// The right to render: as many permits as slots.
+    pub slots: Arc<Semaphore>,
+    /// Cancelled when nothing new is begun.
+    pub shutdown: CancellationToken,
+    /// Cancelled when what was begun is dropped.
+    pub leaving: CancellationToken,
+    /// The instruments.
+    pub metrics: Metrics,
+}
+
+/// A result that is in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stored {
+    /// Whether it was there already.
+    found: bool,
+    /// How long it was rendered.
+    elapsed: Duration,
+}
+
+/// Why a task came to no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setback {
+    /// It is not for this worker.
+    Misplaced(String),
+    /// It can never be done.
+    Failed(String),
+    /// It did not succeed this time.
+    Retrying(String),
+    /// The device is too small for it.
+    OutOfMemory(String),
+    /// Nobody wants it any more.
+    Revoked,
+    /// The worker leaves.
+    Leaving,
+}
+
+/// What becomes of the delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settlement {
+    Ack,
+    Retry,
+    GiveBack,
+    DeadLetter,
+}
+
+/// What the coordinator hears of an attempt, and what becomes of the delivery then: the one table of both.
+fn conclusion(ended: Result<Stored, Setback>) -> (Option<Outcome>, Settlement) {
+    match ended {
+        Ok(Stored { found, elapsed }) => (Some(Outcome::Done { found, elapsed }), Settlement::Ack),
+        Err(Setback::Failed(message)) => (Some(Outcome::Failed { message }), Settlement::Ack),
+        Err(Setback::OutOfMemory(message)) => (Some(Outcome::OutOfMemory { message }), Settlement::Ack),
+        Err(Setback::Retrying(message)) => (Some(Outcome::Retrying { message }), Settlement::Retry),
+        Err(Setback::Revoked) => (None, Settlement::Ack),
+        Err(Setback::Leaving) => (None, Settlement::GiveBack),
+        Err(Setback::Misplaced(_)) => (None, Settlement::DeadLetter),
+    }
+}
+
+impl Setback {
+    fn of(verdict: Verdict, error: impl Into<anyhow::Error>, watch: &Watch) -> Self {
+        let message = format!("{:#}", error.into());
+        match verdict {
+            Verdict::Fail => Self::Failed(message),
+            Verdict::Retry => Self::Retrying(message),
+            Verdict::Replan => Self::OutOfMemory(message),
+            Verdict::Cancelled => match watch.stop() {
+                Some(stop) => stop.into(),
+                None => Self::Retrying(message), // it stopped without being asked to
+            },
+        }
+    }
+
+    /// The word for it in metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Misplaced(_) => "misplaced",
+            Self::Failed(_) => "failed",
+            Self::Retrying(_) => "retrying",
+            Self::OutOfMemory(_) => "out_of_memory",
+            Self::Revoked => "revoked",
+            Self::Leaving => "given_back",
+        }
+    }
+}
+
+impl From<Stop> for Setback {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Revoked => Self::Revoked,
+            Stop::Leaving => Self::Leaving,
+        }
+    }
+}
+
+impl Bench {
+    /// Deals with `delivery` and settles it.
+    pub async fn serve(&self, delivery: Delivery) {
+        let order = match Order::decode(&delivery.message.body) {
+            Ok(order) => order,
+            Err(error) => {
+                warn!(message.id = delivery.message.id, %error, "dead-lettered a message that is not ours");
+                self.metrics.ended("foreign");
+                return settle(delivery, Settlement::DeadLetter).await;
+            }
+        };
+        let span = info_span!(
+            "task",
+            job.id = %order.job,
+            task = order.task,
+            result.key = %order.result_key(),
+            attempt = delivery.attempt,
+            worker.id = self.worker,
+        );
+        let headers = &delivery.message.headers;
+        telemetry::set_parent(&span, headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        self.serve_order(&order, delivery).instrument(span).await;
+    }
+
+    async fn serve_order(&self, order: &Order, delivery: Delivery) {
+        let attempt = delivery.attempt;
+        let Some(held) = self.board.take(order, &self.leaving) else {
+            debug!("dropped a revoked order");
+            self.metrics.ended(Setback::Revoked.name());
+            return settle(delivery, Settlement::Ack).await;
+        };
+        let ended = self.attempt(order, &held).await;
+        self.note(&ended);
+        let (outcome, settlement) = conclusion(ended);
+        if let Some(outcome) = outcome
+            && !self.report(order, attempt, outcome).await
+        {
+            // Without a report the order must stay with the broker, or the task would be lost.
+            return settle(delivery, Settlement::GiveBack).await;
+        }
+        if settlement == Settlement::Retry {
+            // What failed here a moment ago would fail again at once.
+            let _ = self.shutdown.run_until_cancelled(tokio::time::sleep(pause_after(attempt))).await;
+        }
+        drop(held);
+        settle(delivery, settlement).await;
+    }
+
+    /// Logs and counts how an attempt ended.
+    fn note(&self, ended: &Result<Stored, Setback>) {
+        match ended {
+            Ok(Stored { found: true, .. }) => {
+                debug!("found the result");
+                self.metrics.ended("found");
+            }
+            Ok(Stored { elapsed, .. }) => {
+                let elapsed_ms = elapsed.as_millis() as u64;
+                info!(elapsed_ms, "rendered a task");
+                self.board.count_rendered();
+                self.metrics.ended("rendered");
+                self.metrics.rendered_in(*elapsed);
+            }
+            Err(setback) => {
+                match setback {
+                    Setback::Misplaced(error) => warn!(error, "dead-lettered a task that is not for this worker"),
+                    Setback::Failed(error) => warn!(error, "a task failed"),
+                    Setback::Retrying(error) => warn!(error, "a task did not succeed and is tried again"),
+                    Setback::OutOfMemory(error) => warn!(error, "the device ran out of memory"),
+                    Setback::Revoked => info!("dropped a revoked task"),
+                    Setback::Leaving => info!("gave a task back"),
+                }
+                self.metrics.ended(setback.name());
+            }
+        }
+    }
+
+    /// Brings the result of `order` into the store, if it is not there.
+    async fn attempt(&self, order: &Order, held: &Held) -> Result<Stored, Setback> {
+        self.check(order)?;
+        let watch = &held.watch;
+        let result = Key::new(order.result_key().path()).expect("digests make a key");
+        if self.unless_stopped(watch, self.is_stored(&result, order)).await?? {
+            return Ok(Stored { found: true, elapsed: Duration::ZERO });
+        }
+        let fetch = self.fetch(order, watch).instrument(info_span!("fetch"));
+        let work = self.unless_stopped(watch, fetch).await??;
+        let slot = self.unless_stopped(watch, self.slots.clone().acquire_owned()).await?;
+        let slot = slot.expect("the slots are never closed");
+        let (pixels, elapsed) = {
+            let (engine, watch, span) = (self.engine.clone(), watch.clone(), info_span!("render"));
+            let work = spawn_blocking(move || {
+                let _slot = slot; // until the thread is done, whoever waits for it
+                span.in_scope(|| render(&*engine, &work, &watch))
+            });
+            let rendered = work.await.unwrap_or_else(|died| Err(panicked(died)));
+            rendered.map_err(|error| Setback::of(error.verdict(), error, &held.watch))?
+        };
+        // A revocation that comes this late saves nothing, and the result may be of use to another job.
+        self.unless_leaving(self.put(&result, pixels).instrument(info_span!("put"))).await??;
+        Ok(Stored { found: false, elapsed })
+    }
+
+    /// Refuses what this worker cannot render as the result key promises.
+    fn check(&self, order: &Order) -> Result<(), Setback> {
+        let class = self.engine.class();
+        match &order.context {
+            Context::Upscale { place: Place::Class(wanted), .. } if wanted != class => {
+                Err(Setback::Misplaced(format!("the task is for class {wanted}, this worker is of {class}")))
+            }
+            Context::Upscale { place: Place::Coordinator, .. } | Context::Assemble { .. } => {
+                Err(Setback::Misplaced("the task is the coordinator's own".to_owned()))
+            }
+            Context::Upscale { precision, .. } if !class.offers(*precision) => {
+                Err(Setback::Retrying(format!("class {class} is not exact enough for the task")))
+            }
+            // During an update of the farm, another worker may have it.
+            Context::Upscale { revision, .. } if *revision != UPSCALE_REVISION => Err(Setback::Retrying(format!(
+                "the task is for revision {revision} of upscale, this worker has {UPSCALE_REVISION}"
+            ))),
+            Context::Upscale { .. } => Ok(()),
+        }
+    }
+
+    /// Whether the result is in the store, whole.
+    async fn is_stored(&self, result: &Key, order: &Order) -> Result<bool, Setback> {
+        let meta = retry("the store", WITHOUT_END, StoreError::is_retryable, async || self.store.head(result).await).await;
+        let meta = meta.map_err(store_setback)?;
+        Ok(meta.is_some_and(|meta| meta.size_bytes == result_bytes(order)))
+    }
+
+    async fn fetch(&self, order: &Order, watch: &Watch) -> Result<Work, Setback> {
+        let work = retry("the store", WITHOUT_END, FetchError::is_passing, async || self.fetcher.fetch(order).await).await;
+        work.map_err(|error| Setback::of(error.verdict(), error, watch))
+    }
+
+    async fn put(&self, result: &Key, pixels: Bytes) -> Result<(), Setback> {
+        self.metrics.put(pixels.len() as u64);
+        let put = async || self.store.put(result, pixels.clone()).await;
+        let put = retry("the store", WITHOUT_END, StoreError::is_retryable, put).await;
+        put.map_err(store_setback)
+    }
+
+    /// Reports `outcome`, and says whether the broker has the report safely.
+    async fn report(&self, order: &Order, attempt: u32, outcome: Outcome) -> bool {
+        let span = info_span!("report");
+        let (key, worker, job) = (order.result_key(), self.worker.clone(), order.job.clone());
+        let mut message = Message::new(key.to_string(), Report { key, worker, attempt, job, outcome }.encode());
+        message.headers = telemetry::inject(&span);
+        let queue = self.names.reports();
+        let publish = async || self.broker.publish(&queue, message.clone()).await;
+        let published = retry("the broker", WITHOUT_END, BrokerError::is_transient, publish).instrument(span);
+        match self.leaving.run_until_cancelled(published).await {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "cannot report; the task will be delivered again");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Waits for `work` unless the task is stopped or the worker begins nothing new.
+    async fn unless_stopped<T>(&self, watch: &Watch, work: impl Future<Output = T>) -> Result<T, Setback> {
+        tokio::select! {
+            biased;
+            stop = watch.stopped() => Err(stop.into()),
+            () = self.shutdown.cancelled() => Err(Setback::Leaving),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Waits for `work` unless the worker leaves.
+    async fn unless_leaving<T>(&self, work: impl Future<Output = T>) -> Result<T, Setback> {
+        self.leaving.run_until_cancelled(work).await.ok_or(Setback::Leaving)
+    }
+}
+
+/// The pause before a task that failed is given to somebody else, or comes again: doubles each time, up to 5 seconds.
+fn pause_after(attempt: u32) -> Duration {
+    let doublings = attempt.saturating_sub(1).min(16);
+    Duration::from_millis(100 << doublings).min(Duration::from_secs(5))
+}
+
+/// How large the result of `order` is.
+fn result_bytes(order: &Order) -> u64 {
+    match &order.context {
+        Context::Upscale { scale, .. } => {
+            let scale = u64::from(*scale);
+            let samples = order.region.size().pixels().saturating_mul(scale * scale).saturating_mul(3);
+            samples.saturating_mul(size_of::<f32>() as u64)
+        }
+        Context::Assemble { .. } => 0, // no result of a worker's
+    }
+}
+
+/// Renders on this thread: the result as it is stored, little-endian, and how long it took.
+fn render(engine: &dyn Engine, work: &Work, watch: &Watch) -> Result<(Bytes, Duration), RenderError> {
+    if !watch.tell(0.0) {
+        return Err(RenderError::Interrupted);
+    }
+    let start = Instant::now();
+    let samples = engine.render(work, watch)?;
+    let expected = work.output_values();
+    if samples.len() != expected {
+        return Err(RenderError::WrongLength { expected, found: samples.len() });
+    }
+    watch.tell(1.0);
+    let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+    Ok((bytes.into(), start.elapsed()))
+}
+
+/// What a thread says that died.
+fn panicked(died: tokio::task::JoinError) -> RenderError {
+    let message = match died.try_into_panic() {
+        Ok(panic) => panic_message(&*panic),
+        Err(cancelled) => cancelled.to_string(),
+    };
+    RenderError::Panicked { message }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+fn store_setback(error: StoreError) -> Setback {
+    Setback::of(store_verdict(&error), error, &Watch::default())
+}
+
+/// Settles a delivery. One that has gone stale was or will be delivered again, and nothing is lost.
+async fn settle(delivery: Delivery, settlement: Settlement) {
+    let settled = match settlement {
+        Settlement::Ack => delivery.ack().await,
+        Settlement::Retry => delivery.retry().await,
+        Settlement::GiveBack => delivery.give_back().await,
+        Settlement::DeadLetter => delivery.dead_letter().await,
+    };
+    if let Err(error) = settled {
+        info!(%error, ?settlement, "could not settle a delivery");
+    }
+}

@@ -1,0 +1,265 @@
+//! Where rendering happens: plain blocking code, one task and its inputs in, pixels out.
+
+mod cache;
+pub mod upscale;
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use domain::{
+    digest::Digest,
+    region::{Region, Size},
+    task::ComputeClass,
+};
+use models::error::ModelError;
+use tokio_util::sync::CancellationToken;
+use weights::{checkpoint::CheckpointError, detect::DetectError};
+
+/// Renders tasks on one device. It knows no broker and no store, and may be called from several threads at once.
+pub trait Engine: Send + Sync {
+    /// The compute class of the device: everything about it that can change bytes.
+    fn class(&self) -> &ComputeClass;
+
+    /// The device as it stands at this moment. Called every few seconds, so it must be quick.
+    fn device(&self) -> DeviceFacts;
+
+    /// Renders `work`: [`Work::output_values`] samples between 0 and 1, row by row, channels interleaved.
+    ///
+    /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`].
+    fn render(&self, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
+}
+
+/// What the farm shows of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceFacts {
+    /// The device in words.
+    pub name: String,
+    /// Its memory in bytes; 0 when unknown.
+    pub memory_bytes: u64,
+    /// Of that, memory that is free; 0 when unknown.
+    pub memory_free_bytes: u64,
+    /// The models that are loaded, the one used last first.
+    pub models: Vec<Digest>,
+}
+
+/// One task with everything it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// A tile through a super-resolution network.
+    Upscale(UpscaleWork),
+}
+
+impl Work {
+    /// How many samples the result has.
+    pub fn output_values(&self) -> usize {
+        match self {
+            Self::Upscale(work) => work.rgb.len() * work.scale as usize * work.scale as usize,
+        }
+    }
+}
+
+/// A tile and the network that enlarges it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpscaleWork {
+    /// Where the tile lies in its picture.
+    pub region: Region,
+    /// Its pixels, `[y][x][3]`, 0 to 1.
+    pub rgb: Vec<f32>,
+    /// Output pixels a side per input pixel.
+    pub scale: u32,
+    /// The network's name: the SHA-256 of its weights.
+    pub model: Digest,
+    /// The weights as a local file, which is what its name says.
+    pub weights: PathBuf,
+}
+
+/// The thread between an engine and those who wait for it: progress goes out, the wish to stop comes in.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Bits of an `f32`.
+    fraction: AtomicU32,
+    revoked: CancellationToken,
+    leaving: CancellationToken,
+}
+
+/// Why a task in hand is to be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Nobody wants it any more.
+    Revoked,
+    /// The worker leaves, and somebody else shall do it.
+    Leaving,
+}
+
+impl Watch {
+    /// A watch that also stops when `leaving` is cancelled.
+    pub fn new(leaving: CancellationToken) -> Self {
+        Self { fraction: AtomicU32::default(), revoked: CancellationToken::new(), leaving }
+    }
+
+    /// Takes note that the task is done to `fraction`, 0 to 1, and says whether to go on.
+    pub fn tell(&self, fraction: f32) -> bool {
+        self.fraction.store(fraction.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+        self.stop().is_none()
+    }
+
+    /// How far the task is, 0 to 1.
+    pub fn fraction(&self) -> f32 {
+        f32::from_bits(self.fraction.load(Ordering::Relaxed))
+    }
+
+    /// Why the task is to be dropped, if it is.
+    pub fn stop(&self) -> Option<Stop> {
+        if self.revoked.is_cancelled() {
+            Some(Stop::Revoked)
+        } else if self.leaving.is_cancelled() {
+            Some(Stop::Leaving)
+        } else {
+            None
+        }
+    }
+
+    /// Waits until the task is to be dropped.
+    pub async fn stopped(&self) -> Stop {
+        tokio::select! {
+            biased;
+            () = self.revoked.cancelled() => Stop::Revoked,
+            () = self.leaving.cancelled() => Stop::Leaving,
+        }
+    }
+
+    /// Says that nobody wants the task any more.
+    pub fn revoke(&self) {
+        self.revoked.cancel();
+    }
+}
+
+/// What becomes of a task that could not be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It can never be done; the job hears why.
+    Fail,
+    /// It may be done another time or elsewhere.
+    Retry,
+    /// The job must be planned anew with smaller tiles: pixels never depend on whose memory is how large.
+    Replan,
+    /// It was dropped on request.
+    Cancelled,
+}
+
+/// Why a task could not be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The weights cannot be read.
+    #[error("weights {} cannot be read", model.short())]
+    Weights {
+        /// The weights.
+        model: Digest,
+        /// Why.
+        source: CheckpointError,
+    },
+    /// The weights belong to no network that can be run.
+    #[error("weights {} are no network that can be run", model.short())]
+    Network {
+        /// The weights.
+        model: Digest,
+        /// Why.
+        source: DetectError,
+    },
+    /// The network could not be built or refused its input.
+    #[error("model {} could not be run", model.short())]
+    Model {
+        /// The weights.
+        model: Digest,
+        /// Why.
+        source: ModelError,
+    },
+    /// The network does not turn colours into colours.
+    #[error("model {} takes {inputs} channels and gives {outputs}, where 3 and 3 are needed", model.short())]
+    Channels {
+        /// The weights.
+        model: Digest,
+        /// The channels that it takes.
+        inputs: u32,
+        /// The channels that it gives.
+        outputs: u32,
+    },
+    /// The network enlarges by another factor than was planned.
+    #[error("model {} enlarges {found} times, but the task was planned for {planned} times", model.short())]
+    Scale {
+        /// The weights.
+        model: Digest,
+        /// What the network does.
+        found: u32,
+        /// What the plan says.
+        planned: u32,
+    },
+    /// The device ran out of memory.
+    #[error("the device ran out of memory on a {size} tile")]
+    OutOfMemory {
+        /// The tile.
+        size: Size,
+        /// What the device said.
+        source: ModelError,
+    },
+    /// The device has too little memory to even begin.
+    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {free_bytes} free")]
+    TooLarge {
+        /// The tile.
+        size: Size,
+        /// What it would need.
+        needs_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// The device failed in another way.
+    #[error("the device failed")]
+    Device {
+        /// What it said.
+        source: ModelError,
+    },
+    /// The network gave something that is no number.
+    #[error("model {} gave a sample that is not a number", model.short())]
+    NotANumber {
+        /// The weights.
+        model: Digest,
+    },
+    /// The result is not as large as the task says.
+    #[error("the result has {found} samples instead of {expected}")]
+    WrongLength {
+        /// What the task says.
+        expected: usize,
+        /// What was rendered.
+        found: usize,
+    },
+    /// The engine panicked, which is a bug in it.
+    #[error("the engine panicked: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+    /// The watch said stop.
+    #[error("rendering was interrupted")]
+    Interrupted,
+}
+
+impl RenderError {
+    /// What becomes of the task: the one place where a failure to render turns into a decision.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Weights { source: CheckpointError::Io(_), .. } => Verdict::Retry, // this machine's disk
+            Self::Weights { .. }
+            | Self::Network { .. }
+            | Self::Model { .. }
+            | Self::Channels { .. }
+            | Self::Scale { .. }
+            | Self::NotANumber { .. }
+            | Self::WrongLength { .. } => Verdict::Fail,
+            Self::OutOfMemory { .. } | Self::TooLarge { .. } => Verdict::Replan,
+            Self::Device { .. } | Self::Panicked { .. } => Verdict::Retry,
+            Self::Interrupted => Verdict::Cancelled,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Loaded models by digest, the least recently used dropped when there are too many bytes of them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use domain::digest::Digest;
+
+/// Values by digest. What is in use stays alive with its users, even when it is dropped from here.
+#[derive(Debug)]
+pub struct Cache<T> {
+    limit_bytes: u64,
+    /// The one used last comes last.
+    entries: Mutex<Vec<Entry<T>>>,
+    /// Held while a value is made, so that no two threads make the same one.
+    making: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    digest: Digest,
+    size_bytes: u64,
+    value: Arc<T>,
+}
+
+impl<T> Cache<T> {
+    /// A cache that keeps at most `limit_bytes`, but always the value used last.
+    pub fn new(limit_bytes: u64) -> Self {
+        Self { limit_bytes, entries: Mutex::default(), making: Mutex::default() }
+    }
+
+    /// The value of `digest`; `make` makes it if it is not here, and says how many bytes it takes.
+    pub fn get_or_make<E>(&self, digest: Digest, make: impl FnOnce() -> Result<(T, u64), E>) -> Result<Arc<T>, E> {
+        if let Some(value) = self.get(digest) {
+            return Ok(value);
+        }
+        let _making = lock(&self.making);
+        if let Some(value) = self.get(digest) {
+            return Ok(value); // it was made while this thread waited
+        }
+        let (value, size_bytes) = make()?;
+        let value = Arc::new(value);
+        let mut entries = lock(&self.entries);
+        entries.push(Entry { digest, size_bytes, value: value.clone() });
+        let mut total: u64 = entries.iter().map(|entry| entry.size_bytes).sum();
+        while total > self.limit_bytes && entries.len() > 1 {
+            total -= entries.remove(0).size_bytes;
+        }
+        Ok(value)
+    }
+
+    /// What is here, the value used last first. Never waits for one that is being made.
+    pub fn digests(&self) -> Vec<Digest> {
+        lock(&self.entries).iter().rev().map(|entry| entry.digest).collect()
+    }
+
+    fn get(&self, digest: Digest) -> Option<Arc<T>> {
+        let mut entries = lock(&self.entries);
+        let place = entries.iter().position(|entry| entry.digest == digest)?;
+        let entry = entries.remove(place);
+        let value = entry.value.clone();
+        entries.push(entry);
+        Some(value)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Asks for each letter in turn from a cache of 10 bytes; shows what had to be made and what is left.
+    fn check(asked: &str, size_bytes: u64, made: &str, left: &str) {
+        let cache = Cache::new(10);
+        let digest = |letter: char| Digest::of(&[letter as u8]);
+        let mut makings = String::new();
+        for letter in asked.chars() {
+            let make = || {
+                makings.push(letter);
+                Ok::<_, Infallible>((letter, size_bytes))
+            };
+            assert_eq!(*cache.get_or_make(digest(letter), make).unwrap(), letter);
+        }
+        assert_eq!(makings, made, "{asked}");
+        assert_eq!(cache.digests(), left.chars().map(digest).collect::<Vec<_>>(), "{asked}");
+    }
+
+    #[test]
+    fn what_was_used_last_stays() {
+        check("aaa", 5, "a", "a");
+        check("abab", 5, "ab", "ba");
+        check("abac", 5, "abc", "ca");
+        check("abcab", 5, "abcab", "ba");
+        check("ab", 11, "ab", "b");
+    }
+
+    #[test]
+    fn what_could_not_be_made_is_not_kept() {
+        let cache = Cache::<()>::new(10);
+        assert_eq!(cache.get_or_make(Digest::of(b"a"), || Err("no")), Err("no"));
+        assert!(cache.digests().is_empty());
+    }
+}

@@ -1,0 +1,236 @@
+//! Tiles through super-resolution networks, on the device that the configuration names.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use candle_core::{DType, Device, Tensor};
+use domain::{digest::Digest, task::ComputeClass};
+use models::{error::ModelError, kernels, upscale::Upscaler};
+use service::config;
+use weights::checkpoint::Checkpoint;
+
+use super::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, cache::Cache};
+use crate::memory;
+
+/// The numbers that are computed with: equal to the reference on every device.
+const DTYPE: DType = DType::F32;
+
+/// Runs the networks of `models`, and keeps those used last in memory.
+#[derive(Debug)]
+pub struct UpscaleEngine {
+    device: Device,
+    name: String,
+    class: ComputeClass,
+    loaded: Cache<Upscaler>,
+}
+
+impl UpscaleEngine {
+    /// Opens `device`, with room for `model_memory_bytes` of loaded models.
+    ///
+    /// # Errors
+    /// If the device is not there, or this program was built without support for it.
+    pub fn open(device: config::Device, model_memory_bytes: u64) -> anyhow::Result<Self> {
+        let (opened, kind) = match device {
+            config::Device::Cpu => (Ok(Device::Cpu), "cpu"),
+            config::Device::Cuda(ordinal) => (Device::new_cuda(ordinal), "cuda"),
+            config::Device::Metal(ordinal) => (Device::new_metal(ordinal), "metal"),
+        };
+        let opened = opened.with_context(|| format!("cannot open device `{device}`"))?;
+        let level = kernels::level(&opened, DTYPE).with_context(|| format!("device `{device}` cannot compute"))?;
+        let class = ComputeClass::new(kind, &level.replace('.', "-"), DTYPE.as_str())?;
+        let name = match device {
+            config::Device::Cpu => format!("cpu, {} threads", std::thread::available_parallelism().map_or(1, usize::from)),
+            config::Device::Cuda(_) | config::Device::Metal(_) => device.to_string(),
+        };
+        Ok(Self { device: opened, name, class, loaded: Cache::new(model_memory_bytes) })
+    }
+
+    fn load(&self, model: Digest, weights: &Path) -> Result<(Upscaler, u64), RenderError> {
+        let unreadable = |source| RenderError::Weights { model, source };
+        let checkpoint = Checkpoint::open(weights).map_err(unreadable)?;
+        let upscaler = Upscaler::load(&checkpoint, &self.device, DTYPE).map_err(|source| match source {
+            ModelError::Checkpoint(source) => RenderError::Weights { model, source },
+            ModelError::Detect(source) => RenderError::Network { model, source },
+            source => RenderError::Model { model, source },
+        })?;
+        let (inputs, outputs) = (upscaler.facts().input_channels, upscaler.facts().output_channels);
+        if (inputs, outputs) != (3, 3) {
+            return Err(RenderError::Channels { model, inputs, outputs });
+        }
+        let size_bytes = upscaler.facts().parameters * DTYPE.size_in_bytes() as u64;
+        Ok((upscaler, size_bytes))
+    }
+
+    fn upscale(&self, work: &UpscaleWork, watch: &Watch) -> Result<Vec<f32>, RenderError> {
+        let UpscaleWork { region, ref rgb, scale: planned, model, ref weights } = *work;
+        let upscaler = self.loaded.get_or_make(model, || self.load(model, weights))?;
+        let found = upscaler.facts().scale;
+        if found != planned {
+            return Err(RenderError::Scale { model, found, planned });
+        }
+        let (h, w) = (region.height as usize, region.width as usize);
+        if let (Device::Cpu, Some(memory)) = (&self.device, memory::of_this_machine()) {
+            // A processor that runs out of memory ends the process instead of the call.
+            let (needs_bytes, free_bytes) = (upscaler.memory_estimate(h, w), memory.free_bytes);
+            if needs_bytes > free_bytes {
+                return Err(RenderError::TooLarge { size: region.size(), needs_bytes, free_bytes });
+            }
+        }
+        let samples = run(&upscaler, rgb, h, w, watch).map_err(|source| match source {
+            ModelError::Interrupted => RenderError::Interrupted,
+            ModelError::OutOfMemory(_) => RenderError::OutOfMemory { size: region.size(), source },
+            ModelError::Device(_) => RenderError::Device { source },
+            source => RenderError::Model { model, source },
+        })?;
+        // Clamping to 0 and 1 leaves nothing else that could be wrong with a sample.
+        if samples.iter().any(|sample| sample.is_nan()) {
+            return Err(RenderError::NotANumber { model });
+        }
+        Ok(samples)
+    }
+}
+
+/// Runs `upscaler` on pixels `[h][w][3]`, and returns pixels `[h*scale][w*scale][3]`.
+fn run(upscaler: &Upscaler, rgb: &[f32], h: usize, w: usize, watch: &Watch) -> Result<Vec<f32>, ModelError> {
+    let tile = Tensor::from_slice(rgb, (1, h, w, 3), upscaler.device())?;
+    let tile = tile.permute((0, 3, 1, 2))?.contiguous()?; // [1, 3, h, w]
+    let picture = upscaler.run(&tile, &|done: f64| watch.tell(done as f32))?; // [1, 3, h*scale, w*scale]
+    Ok(picture.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?)
+}
+
+impl Engine for UpscaleEngine {
+    fn class(&self) -> &ComputeClass {
+        &self.class
+    }
+
+    fn device(&self) -> DeviceFacts {
+        let memory = match self.device {
+            Device::Cpu => memory::of_this_machine(),
+            Device::Cuda(_) | Device::Metal(_) => None,
+        };
+        DeviceFacts {
+            name: self.name.clone(),
+            memory_bytes: memory.map_or(0, |memory| memory.total_bytes),
+            memory_free_bytes: memory.map_or(0, |memory| memory.free_bytes),
+            models: self.loaded.digests(),
+        }
+    }
+
+    fn render(&self, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError> {
+        match work {
+            Work::Upscale(work) => self.upscale(work, watch),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::region::Region;
+    use tempfile::NamedTempFile;
+    use tokio_util::sync::CancellationToken;
+    use weights::synthetic;
+
+    use super::*;
+    use crate::engine::Verdict;
+
+    /// The tensors of a Compact network of 4 features and one convolution in between.
+    fn compact(input_channels: usize, scale: usize) -> Vec<(String, Vec<usize>)> {
+        let tensor = |name: &str, shape: &[usize]| (format!("body.{name}"), shape.to_vec());
+        let outputs = input_channels * scale * scale;
+        vec![
+            tensor("0.weight", &[4, input_channels, 3, 3]),
+            tensor("0.bias", &[4]),
+            tensor("1.weight", &[4]),
+            tensor("2.weight", &[4, 4, 3, 3]),
+            tensor("2.bias", &[4]),
+            tensor("3.weight", &[4]),
+            tensor("4.weight", &[outputs, 4, 3, 3]),
+            tensor("4.bias", &[outputs]),
+        ]
+    }
+
+    struct Case {
+        engine: UpscaleEngine,
+        work: UpscaleWork,
+        _file: NamedTempFile,
+    }
+
+    fn case(weights: &[u8], scale: u32) -> Case {
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), weights).unwrap();
+        let rgb = (0..7 * 5 * 3).map(|i| i as f32 / 105.0).collect();
+        let (model, path) = (Digest::of(weights), file.path().to_owned());
+        let work = UpscaleWork { region: Region::new(3, 2, 7, 5), rgb, scale, model, weights: path };
+        Case { engine: UpscaleEngine::open(config::Device::Cpu, 1 << 20).unwrap(), work, _file: file }
+    }
+
+    impl Case {
+        fn render(&self, watch: &Watch) -> Result<Vec<f32>, RenderError> {
+            self.engine.render(&Work::Upscale(self.work.clone()), watch)
+        }
+
+        fn refusal(&self) -> (String, Verdict) {
+            let error = self.render(&Watch::default()).unwrap_err();
+            (error.to_string(), error.verdict())
+        }
+    }
+
+    #[test]
+    fn a_tile_comes_out_larger_and_keeps_its_places() {
+        let case = case(&synthetic::network(&compact(3, 2)), 2);
+        let watch = Watch::default();
+        let pixels = case.render(&watch).unwrap();
+        assert_eq!(pixels.len(), Work::Upscale(case.work.clone()).output_values());
+        assert!(pixels.iter().all(|sample| (0.0..=1.0).contains(sample)));
+        assert_eq!(watch.fraction(), 1.0);
+        assert_eq!(case.engine.device().models, [case.work.model]);
+
+        // The same numbers as the network gives by itself, channel by channel.
+        let checkpoint = Checkpoint::open(&case.work.weights).unwrap();
+        let upscaler = Upscaler::load(&checkpoint, &Device::Cpu, DTYPE).unwrap();
+        let planes: Vec<f32> = (0..3).flat_map(|c| case.work.rgb.iter().skip(c).step_by(3).copied()).collect();
+        let tile = Tensor::from_vec(planes, (1, 3, 5, 7), &Device::Cpu).unwrap();
+        let picture = upscaler.run(&tile, &models::watch::Unwatched).unwrap();
+        let planes: Vec<f32> = picture.flatten_all().unwrap().to_vec1().unwrap();
+        let (width, height) = (14, 10);
+        for (x, y, c) in [(0, 0, 0), (13, 9, 2), (4, 7, 1)] {
+            assert_eq!(pixels[(y * width + x) * 3 + c], planes[(c * height + y) * width + x], "{x} {y} {c}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_the_task_is_refused() {
+        let (message, verdict) = case(&synthetic::network(&compact(3, 2)), 4).refusal();
+        assert!(message.ends_with("enlarges 2 times, but the task was planned for 4 times"), "{message}");
+        assert_eq!(verdict, Verdict::Fail);
+        let (message, verdict) = case(&synthetic::network(&compact(1, 2)), 2).refusal();
+        assert!(message.ends_with("takes 1 channels and gives 1, where 3 and 3 are needed"), "{message}");
+        assert_eq!(verdict, Verdict::Fail);
+        assert_eq!(case(b"no weights at all", 2).refusal().1, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_lost_weights_file_is_no_fault_of_the_task() {
+        let mut case = case(&synthetic::network(&compact(3, 2)), 2);
+        case.work.weights = "/nowhere/weights".into();
+        assert_eq!(case.refusal().1, Verdict::Retry);
+    }
+
+    #[test]
+    fn rendering_stops_when_the_watch_says_so() {
+        let case = case(&synthetic::network(&compact(3, 2)), 2);
+        let leaving = CancellationToken::new();
+        leaving.cancel();
+        let revoked = Watch::default();
+        revoked.revoke();
+        for watch in [Watch::new(leaving), revoked] {
+            assert!(matches!(case.render(&watch), Err(RenderError::Interrupted)));
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_told_at_start() {
+        let error = UpscaleEngine::open(config::Device::Cuda(99), 0).unwrap_err();
+        assert_eq!(error.to_string(), "cannot open device `cuda:99`");
+    }
+}

@@ -1,0 +1,277 @@
+//! The life of a worker: it takes tasks until it is told to stop, hears what is taken back, and says that it is alive.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use broker::{Broker, BrokerError, Consumer, Delivery, Listener, Message};
+use domain::job::Timestamp;
+use futures::future::select_all;
+use proto::farm::{Beat, Names, Revocation, Worker};
+use service::{
+    Backoff,
+    config::{self, Config},
+    report::{Hinted as _, with_hint},
+    retry,
+};
+use store::{Store, StoreError};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    attempt::Bench,
+    board::{Board, Shown},
+    engine::{DeviceFacts, Engine, upscale::UpscaleEngine},
+    fetch::{DiskCache, Fetcher},
+    metrics::Metrics,
+    topology::topology,
+};
+
+/// The shortest time between two signs of life, however many tasks begin and end.
+const BEAT_PAUSE: Duration = Duration::from_millis(100);
+/// How long what was interrupted may take to notice.
+const INTERRUPT_TIME: Duration = Duration::from_secs(5);
+
+/// The body of the process `tessera-worker`: opens the store and the broker that `config` names, and [`run`]s.
+///
+/// # Errors
+/// As [`run`], or if the store or the broker lies in memory or does not answer in time.
+pub async fn process(config: Config, context: service::Context) -> anyhow::Result<()> {
+    config.require_shared().map_err(|error| {
+        let hint = error.hint();
+        with_hint(error, hint)
+    })?;
+    let hint = "`store` (TESSERA_STORE) says where it is; `tessera doctor` tries it";
+    let store = store::open(&config.store).await.context("cannot open the store").hint(hint)?;
+    let backoff = Backoff::until(config.start_timeout);
+    let answer = retry("the store", backoff, StoreError::is_retryable, async || store.check().await).await;
+    answer.with_context(|| format!("{} does not answer", store.describe())).hint(hint)?;
+    let options = broker::Options {
+        name: format!("worker {}", config.worker.id),
+        patience: config.start_timeout.max(config.broker_patience),
+        consumer_timeout: config.broker_consumer_timeout,
+    };
+    let broker = broker::open(config.broker.expose(), &options)
+        .await
+        .context("cannot open the broker")
+        .hint("`broker` (TESSERA_BROKER) says where it is; `tessera doctor` tries it")?;
+    let result = run(config.worker, store, broker.clone(), context).await;
+    broker.close().await;
+    result
+}
+
+/// Works on the device that `config` names until `context` says to stop.
+///
+/// # Errors
+/// As [`run_with`], or if the device cannot be opened.
+pub async fn run(
+    config: config::Worker,
+    store: Arc<dyn Store>,
+    broker: Arc<dyn Broker>,
+    context: service::Context,
+) -> anyhow::Result<()> {
+    let (device, memory_bytes) = (config.device, config.model_memory_bytes);
+    let engine = spawn_blocking(move || UpscaleEngine::open(device, memory_bytes)).await??;
+    run_with(config, Arc::new(engine), store, broker, context).await
+}
+
+/// Works with `engine` until `context` says to stop. Then it takes nothing new, gives back what it has not begun to
+/// render, finishes the rest if it can within the time of grace, and says farewell.
+///
+/// # Errors
+/// If a queue was declared in another way, the model cache cannot be used, or the broker refuses this worker. A broker
+/// or store that is merely away is waited for.
+pub async fn run_with(
+    config: config::Worker,
+    engine: Arc<dyn Engine>,
+    store: Arc<dyn Store>,
+    broker: Arc<dyn Broker>,
+    context: service::Context,
+) -> anyhow::Result<()> {
+    let names = Names::new(&config.farm)?;
+    let class = engine.class().clone();
+    for queue in topology(&names, &class, config.delivery_limit) {
+        broker.declare(&queue).await.with_context(|| format!("cannot declare queue `{}`", queue.name))?;
+    }
+    if let Some(warning) = broker.delivery_warning(config.longest_task) {
+        warn!(warning, "the longest task may be taken away from this worker");
+    }
+    // Before the first order: a revocation is heard once.
+    let revocations = broker.listen(&names.revoked()).await.context("cannot listen to revocations")?;
+    // One task more than there are slots is in hand, so that its inputs come while others are rendered. The price is
+    // paid at the end of a job, when this worker sits on a task that an idle one could begin. What waits on a queue
+    // behind a more urgent one may be held here too, up to the same number.
+    let prefetch = u16::try_from(config.slots + 1).unwrap_or(u16::MAX);
+    let mut consumers = Vec::new();
+    for queue in names.served_by(&class) {
+        let consumer = broker.consume(&queue, prefetch).await;
+        consumers.push(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?);
+    }
+    let models = DiskCache::open(&config.model_cache, config.model_cache_bytes)?;
+    let metrics = Metrics::new();
+    let bench = Arc::new(Bench {
+        worker: config.id,
+        engine,
+        broker,
+        names,
+        board: Arc::default(),
+        fetcher: Fetcher::new(store.clone(), models, metrics.clone()),
+        store,
+        slots: Arc::new(Semaphore::new(config.slots)),
+        shutdown: context.shutdown.child_token(),
+        leaving: CancellationToken::new(),
+        metrics,
+    });
+    info!(worker.id = bench.worker, class = %class, slots = config.slots, "taking tasks");
+    context.health.ready("worker");
+    let teller = Teller { bench: bench.clone(), started: now() };
+    let result = tokio::select! {
+        result = work(&bench, consumers, config.slots + 1, config.grace) => result,
+        error = hear(revocations, &bench.board) => Err(error).context("can no longer hear revocations"),
+        never = teller.tell_every(config.beat_interval) => match never {},
+    };
+    context.health.not_ready("worker", "stopped");
+    teller.tell(true).await;
+    result
+}
+
+/// Takes tasks and deals with them, at most `seats` at a time, until the shutdown; then drains.
+async fn work(
+    bench: &Arc<Bench>,
+    mut consumers: Vec<Box<dyn Consumer>>,
+    seats: usize,
+    grace: Duration,
+) -> anyhow::Result<()> {
+    let seats = Arc::new(Semaphore::new(seats));
+    let mut attempts = JoinSet::new();
+    let take = async {
+        loop {
+            let seat = seats.clone().acquire_owned().await.expect("the seats are never closed");
+            let delivery = take(&mut consumers).await?;
+            let bench = bench.clone();
+            attempts.spawn(async move {
+                bench.serve(delivery).await;
+                drop(seat);
+            });
+            while let Some(ended) = attempts.try_join_next() {
+                note(ended);
+            }
+        }
+    };
+    let lost: Option<BrokerError> = bench.shutdown.run_until_cancelled(take).await.map(|Err(error)| error);
+    bench.shutdown.cancel(); // also when it is the broker that ended it
+    bench.board.drain();
+    info!(task.count = attempts.len(), "finishing what is being rendered");
+    if timeout(grace, all(&mut attempts)).await.is_err() {
+        warn!(task.count = attempts.len(), ?grace, "giving back what did not finish in time");
+        bench.leaving.cancel();
+        if timeout(INTERRUPT_TIME, all(&mut attempts)).await.is_err() {
+            warn!(task.count = attempts.len(), "leaving what does not stop");
+        }
+    }
+    // Only now: a consumer takes with it what is still unsettled.
+    drop(consumers);
+    match lost {
+        Some(error) => Err(error).context("can no longer take tasks"),
+        None => Ok(()),
+    }
+}
+
+/// Waits for the next delivery, the most urgent first: the consumers come in that order.
+async fn take(consumers: &mut [Box<dyn Consumer>]) -> Result<Delivery, BrokerError> {
+    let (delivery, ..) = select_all(consumers.iter_mut().map(|consumer| consumer.next())).await;
+    delivery
+}
+
+async fn all(attempts: &mut JoinSet<()>) {
+    while let Some(ended) = attempts.join_next().await {
+        note(ended);
+    }
+}
+
+/// Takes note of an attempt that is over; its delivery came back to the queue if it panicked.
+fn note(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "an attempt broke off");
+    }
+}
+
+/// Hears revocations until that is no longer possible.
+async fn hear(mut revocations: Box<dyn Listener>, board: &Board) -> BrokerError {
+    loop {
+        let message = match revocations.next().await {
+            Ok(message) => message,
+            Err(error) => return error,
+        };
+        match Revocation::decode(&message.body) {
+            Ok(revocation) => {
+                let interrupted = board.revoke(&revocation);
+                info!(task.count = revocation.keys.len(), interrupted, "heard a revocation");
+            }
+            Err(error) => warn!(%error, "heard something that is no revocation"),
+        }
+    }
+}
+
+/// Tells the farm how this worker stands.
+struct Teller {
+    bench: Arc<Bench>,
+    started: Timestamp,
+}
+
+/// What never comes.
+enum Never {}
+
+impl Teller {
+    /// Tells at once, then as often as `every` says, and whenever a task begins or ends.
+    async fn tell_every(&self, every: Duration) -> Never {
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.bench.board.changed() => {}
+            }
+            self.tell(false).await;
+            sleep(BEAT_PAUSE).await;
+        }
+    }
+
+    async fn tell(&self, leaving: bool) {
+        let beat = Beat { worker: self.worker(), leaving };
+        let message = Message::new(self.bench.worker.clone(), beat.encode());
+        if let Err(error) = self.bench.broker.broadcast(&self.bench.names.beats(), message).await {
+            debug!(%error, "a sign of life was lost");
+        }
+    }
+
+    fn worker(&self) -> Worker {
+        let Shown { tasks, rendered, draining } = self.bench.board.show();
+        let DeviceFacts { name, memory_bytes, memory_free_bytes, models } = self.bench.engine.device();
+        Worker {
+            id: self.bench.worker.clone(),
+            class: self.bench.engine.class().clone(),
+            device: name,
+            memory_bytes,
+            memory_free_bytes,
+            tasks,
+            models: models.iter().map(ToString::to_string).collect(),
+            tasks_done: rendered,
+            started: self.started,
+            draining,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Timestamp(since.map_or(0, |since| since.as_millis() as u64))
+}

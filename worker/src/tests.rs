@@ -1,0 +1,269 @@
+//! What a worker promises, seen from its queues: with a broker and a store in memory, and engines that do as the test
+//! wants.
+
+mod harness;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
+
+use broker::Broker as _;
+use domain::{digest::Digest, layout, region::Region, task::Place};
+use proto::farm::{Order, Outcome, Revocation};
+use service::config;
+use store::{Key, Store as _};
+use tokio::{runtime::Handle, sync::mpsc::unbounded_channel};
+
+use crate::engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, upscale::UpscaleEngine};
+use harness::{Farm, ScriptedEngine, black, order_at, within};
+
+#[tokio::test]
+async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
+    let farm = Farm::new().await;
+    let engine = UpscaleEngine::open(config::Device::Cpu, 1 << 20).unwrap();
+    let class = engine.class().clone();
+    let model = farm.put_model(2).await;
+    let region = Region::new(100, 90, 150, 100); // crosses two bands and two columns of blocks
+    let mut order = order_at(region, Place::Class(class.clone()));
+    harness::set_model(&mut order, model);
+    let worker = farm.start(Arc::new(engine));
+    farm.publish_when_declared(&order).await;
+
+    let report = farm.report().await;
+    assert_eq!((report.key, report.attempt, &*report.worker), (order.result_key(), 1, "worker-1"));
+    assert!(matches!(report.outcome, Outcome::Done { found: false, .. }), "{report:?}");
+    let stored = farm.result(&order).await.expect("the result is there before the report");
+    worker.stop().await.unwrap();
+    assert_eq!(farm.depth(&order).await, 0);
+
+    // The same as the network gives for the same pixels, cut out by hand.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), farm.store.get(&Key::new(layout::model(model)).unwrap()).await.unwrap()).unwrap();
+    let (rgb, weights) = (harness::cut(region), file.path().to_owned());
+    let work = Work::Upscale(UpscaleWork { region, rgb, scale: 2, model, weights });
+    let engine = UpscaleEngine::open(config::Device::Cpu, 1 << 20).unwrap();
+    let expected = engine.render(&work, &Watch::default()).unwrap();
+    assert_eq!(stored.len(), 300 * 200 * 3 * 4);
+    assert!(stored.chunks_exact(4).zip(&expected).all(|(bytes, sample)| bytes == sample.to_le_bytes()));
+}
+
+#[tokio::test]
+async fn an_order_is_settled_only_when_result_and_report_are_safe() {
+    let farm = Farm::new().await;
+    let bench = farm.bench(ScriptedEngine::new(|work, _| Ok(black(work)))).await;
+    let order = farm.order(0);
+    let (delivery, seen) = farm.watched_delivery(&order);
+    bench.serve(delivery).await;
+    let seen = seen.await.unwrap();
+    assert_eq!(seen.outcome, broker::Outcome::Done);
+    assert!(seen.is_stored, "the result comes before the acknowledgement");
+    assert_eq!(seen.reports, 1, "the report comes before the acknowledgement");
+}
+
+#[tokio::test]
+async fn a_result_that_is_there_is_found_and_one_that_is_cut_short_is_not() {
+    let farm = Farm::new().await;
+    let (whole, short) = (farm.order(0), farm.order(8));
+    farm.put_result(&whole, 16 * 16 * 3 * 4).await;
+    farm.put_result(&short, 16 * 16 * 3 * 4 - 1).await;
+    let engine = ScriptedEngine::new(|work, _| Ok(black(work)));
+    let worker = farm.start(engine.clone());
+    farm.publish_when_declared(&whole).await;
+    assert!(matches!(farm.report().await.outcome, Outcome::Done { found: true, .. }));
+    assert_eq!(engine.calls(), 0);
+    farm.publish(&short).await;
+    assert!(matches!(farm.report().await.outcome, Outcome::Done { found: false, .. }));
+    assert_eq!(farm.result(&short).await.unwrap().len(), 16 * 16 * 3 * 4);
+    worker.stop().await.unwrap();
+    assert_eq!(farm.depth(&whole).await, 0);
+}
+
+#[tokio::test]
+async fn messages_that_are_not_ours_are_dead_lettered_and_the_next_one_is_served() {
+    let farm = Farm::new().await;
+    let worker = farm.start(ScriptedEngine::new(|work, _| Ok(black(work))));
+    let order = farm.order(0);
+    let queue = farm.queue(&order);
+    farm.until_declared(&queue).await;
+    farm.broker.publish(&queue, broker::Message::new("foreign", "not an order")).await.unwrap();
+    let elsewhere = order_at(Region::new(0, 0, 8, 8), Place::Class("cuda.other.f32".parse().unwrap()));
+    farm.broker.publish(&queue, broker::Message::new("stray", elsewhere.encode().unwrap())).await.unwrap();
+    farm.publish(&order).await;
+    let report = farm.report().await;
+    assert_eq!(report.key, order.result_key());
+    worker.stop().await.unwrap();
+    let mut dead = [farm.dead().await.id, farm.dead().await.id];
+    dead.sort();
+    assert_eq!(dead, ["foreign", "stray"]);
+    assert_eq!(farm.depth(&order).await, 0);
+}
+
+#[tokio::test]
+async fn revoked_tasks_are_dropped_wherever_they_are_and_ordered_again_they_are_rendered() {
+    let farm = Farm::new().await;
+    let (began, mut begun) = unbounded_channel();
+    let calls = AtomicUsize::new(0);
+    let engine = ScriptedEngine::new(move |work, watch| {
+        began.send(()).unwrap();
+        if calls.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Ok(black(work));
+        }
+        Handle::current().block_on(watch.stopped());
+        Err(RenderError::Interrupted)
+    });
+    let worker = farm.start(engine.clone());
+    let (rendering, waiting) = (farm.order(0), farm.order(8));
+    farm.publish_when_declared(&rendering).await;
+    within(begun.recv()).await.unwrap();
+    farm.publish(&waiting).await;
+    farm.until_beat(|beat| beat.worker.tasks.len() == 2).await;
+
+    // Both hands are full, so this one is taken only when the revocation was heard.
+    let again = Order { dispatch: 8, ..rendering.clone() };
+    farm.publish(&again).await;
+    farm.revoke(Revocation { keys: vec![rendering.result_key(), waiting.result_key()], up_to_dispatch: 7 }).await;
+    let report = farm.report().await;
+    assert_eq!(report.key, again.result_key());
+    assert!(matches!(report.outcome, Outcome::Done { found: false, .. }));
+
+    farm.publish(&waiting).await; // void, though it comes after the revocation
+    farm.publish(&farm.order(16)).await;
+    assert_eq!(farm.report().await.key, farm.order(16).result_key());
+    worker.stop().await.unwrap();
+    assert_eq!((engine.calls(), farm.reports_left().await, farm.depth(&rendering).await), (3, 0, 0));
+}
+
+#[tokio::test]
+async fn a_task_that_fails_again_and_again_ends_in_the_dead_queue() {
+    let farm = Farm::new().await;
+    let worker = farm.start(ScriptedEngine::new(|_, _| panic!("the card is on fire")));
+    let order = farm.order(0);
+    farm.publish_when_declared(&order).await;
+    for attempt in 1..=harness::DELIVERY_LIMIT {
+        let report = farm.report().await;
+        let Outcome::Retrying { message } = report.outcome else { panic!("{report:?}") };
+        assert_eq!((report.attempt, &*message), (attempt, "the engine panicked: the card is on fire"));
+    }
+    assert_eq!(Order::decode(&farm.dead().await.body).unwrap(), order);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
+    let farm = Farm::new().await;
+    let worker = farm.start(ScriptedEngine::new(|work, _| {
+        let Work::Upscale(UpscaleWork { region, .. }) = work;
+        match region.x {
+            0 => Err(RenderError::TooLarge { size: region.size(), needs_bytes: 2, free_bytes: 1 }),
+            _ => Ok(vec![0.5]),
+        }
+    }));
+    farm.publish_when_declared(&farm.order(0)).await;
+    let report = farm.report().await;
+    let Outcome::OutOfMemory { message } = &report.outcome else { panic!("{report:?}") };
+    assert_eq!(message, "a 8x8 tile needs about 2 bytes of memory, and the device has 1 free");
+
+    farm.publish(&farm.order(8)).await;
+    let report = farm.report().await;
+    let Outcome::Failed { message } = &report.outcome else { panic!("{report:?}") };
+    assert_eq!(message, "the result has 1 samples instead of 768");
+
+    farm.publish(&order_at(Region::new(296, 0, 8, 8), farm.place())).await;
+    let report = farm.report().await;
+    let Outcome::Failed { message } = &report.outcome else { panic!("{report:?}") };
+    assert!(message.ends_with("does not hold 8x8+296+0: window 8x8+296+0 does not lie inside the 300x200 raster"), "{message}");
+    worker.stop().await.unwrap();
+    assert_eq!((farm.depth(&farm.order(0)).await, farm.reports_left().await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_model_of_the_wrong_digest_is_refused() {
+    let farm = Farm::new().await;
+    let model = Digest::of(b"promised");
+    farm.store.put(&Key::new(layout::model(model)).unwrap(), "delivered".into()).await.unwrap();
+    let engine = ScriptedEngine::new(|work, _| Ok(black(work)));
+    let worker = farm.start(engine.clone());
+    let mut order = farm.order(0);
+    harness::set_model(&mut order, model);
+    farm.publish_when_declared(&order).await;
+    let report = farm.report().await;
+    let Outcome::Failed { message } = &report.outcome else { panic!("{report:?}") };
+    assert_eq!(*message, format!("the store has a file of digest {} as model {model}", Digest::of(b"delivered")));
+    worker.stop().await.unwrap();
+    assert_eq!(engine.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_waited_for() {
+    let farm = Farm::new().await;
+    let worker = farm.start(ScriptedEngine::new(|work, _| Ok(black(work))));
+    farm.store.fail_next(3);
+    farm.publish_when_declared(&farm.order(0)).await;
+    let report = farm.report().await;
+    assert!(matches!(report.outcome, Outcome::Done { found: false, .. }), "{report:?}");
+    assert_eq!(farm.store.failures_left(), 0);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_finishes_what_it_renders_and_gives_back_the_rest() {
+    let farm = Farm::new().await;
+    let (began, mut begun) = unbounded_channel();
+    let (go_on, may_go_on) = mpsc::channel();
+    let may_go_on = std::sync::Mutex::new(may_go_on);
+    let engine = ScriptedEngine::new(move |work, _| {
+        began.send(()).unwrap();
+        may_go_on.lock().unwrap().recv().unwrap();
+        Ok(black(work))
+    });
+    let worker = farm.start(engine);
+    let (rendering, waiting) = (farm.order(0), farm.order(8));
+    farm.publish_when_declared(&rendering).await;
+    within(begun.recv()).await.unwrap();
+    farm.publish(&waiting).await;
+    farm.until_beat(|beat| beat.worker.tasks.len() == 2).await;
+    worker.shutdown.cancel();
+    farm.until_beat(|beat| beat.worker.draining && beat.worker.tasks.len() == 1).await;
+    go_on.send(()).unwrap();
+    farm.until_beat(|beat| beat.leaving && beat.worker.tasks_done == 1).await;
+    worker.stop().await.unwrap();
+
+    assert_eq!(farm.report().await.key, rendering.result_key());
+    assert_eq!(farm.reports_left().await, 0);
+    let mut consumer = farm.broker.consume(&farm.queue(&waiting), 1).await.unwrap();
+    let delivery = within(consumer.next()).await.unwrap();
+    assert_eq!(Order::decode(&delivery.message.body).unwrap(), waiting);
+    assert_eq!(delivery.attempt, 1, "giving back is no failure");
+}
+
+#[tokio::test]
+async fn what_does_not_finish_within_the_grace_is_interrupted_and_given_back() {
+    let mut farm = Farm::new().await;
+    farm.config.grace = std::time::Duration::ZERO;
+    let (began, mut begun) = unbounded_channel();
+    let worker = farm.start(ScriptedEngine::new(move |_, watch| {
+        began.send(()).unwrap();
+        Handle::current().block_on(watch.stopped());
+        Err(RenderError::Interrupted)
+    }));
+    let order = farm.order(0);
+    farm.publish_when_declared(&order).await;
+    within(begun.recv()).await.unwrap();
+    worker.stop().await.unwrap();
+    assert_eq!((farm.depth(&order).await, farm.reports_left().await), (1, 0));
+}
+
+#[test]
+fn only_what_every_worker_would_find_alike_makes_a_task_fail() {
+    let model = Digest::of(b"model");
+    let check = |error: RenderError, verdict| assert_eq!(error.verdict(), verdict, "{error}");
+    check(RenderError::Channels { model, inputs: 1, outputs: 1 }, Verdict::Fail);
+    check(RenderError::NotANumber { model }, Verdict::Fail);
+    check(RenderError::Panicked { message: String::new() }, Verdict::Retry);
+    check(RenderError::Interrupted, Verdict::Cancelled);
+    let forbidden = store::StoreError::Forbidden { key: "k".into(), source: "no".into() };
+    assert_eq!(crate::fetch::store_verdict(&forbidden), Verdict::Retry);
+    assert_eq!(crate::fetch::store_verdict(&store::StoreError::NotFound { key: "k".into() }), Verdict::Fail);
+}
