@@ -155,21 +155,21 @@ impl Dispatch {
             message.headers = headers.clone();
             messages.push(message);
         }
-        let count = messages.len();
-        self.until_done("publish tasks", async || {
-            if !declared.contains(&queue) {
-                let spec = QueueSpec::new(&queue).dead_letter_after(self.delivery_limit, self.names.dead());
-                self.broker.declare(&spec).await?;
-                declared.push(queue.clone());
-            }
-            self.broker.publish_many(&queue, messages.clone()).await
-        })
-        .await;
-        self.metrics.published(count);
+        if !declared.contains(&queue) {
+            let spec = QueueSpec::new(&queue).dead_letter_after(self.delivery_limit, self.names.dead());
+            self.until_done("declare a queue", || self.broker.declare(&spec)).await;
+            declared.push(queue.clone());
+        }
+        self.until_done("publish tasks", || self.broker.publish_many(&queue, messages.clone())).await;
+        self.metrics.published(messages.len());
     }
 
     /// Tries until it succeeds, or the process is shut down.
-    async fn until_done<E: std::error::Error>(&self, what: &str, mut attempt: impl AsyncFnMut() -> Result<(), E>) {
+    async fn until_done<F, E>(&self, what: &str, mut attempt: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<(), E>>,
+        E: std::error::Error,
+    {
         loop {
             let tried = tokio::select! {
                 tried = attempt() => tried,

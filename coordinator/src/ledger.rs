@@ -1034,3 +1034,294 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use domain::{
+        digest::Digest,
+        job::{Artifact, Model, Output, Picture, Precision, Reproducibility, Upscale},
+        picture::{Color, Format, Sample},
+        region::Size,
+        task::ComputeClass,
+    };
+    use proto::farm::WorkerTask;
+
+    use super::*;
+
+    /// A ledger whose clock is a number, and the effects it gives as text.
+    struct Desk {
+        ledger: Ledger,
+        now: u64,
+    }
+
+    impl Desk {
+        fn new(dispatch_window: usize) -> Self {
+            let rules = Rules { dispatch_window, stuck_task: Duration::from_secs(60) };
+            Self { ledger: Ledger::new(rules, Timestamp(1)), now: 1000 }
+        }
+
+        fn tell(&mut self, event: Event) -> String {
+            self.now += 1;
+            let effects = self.ledger.apply(event, Timestamp(self.now));
+            effects.iter().map(show).collect::<Vec<_>>().join("; ")
+        }
+
+        fn admit(&mut self, job: Job, found: &[u32]) -> String {
+            let plan = Arc::new(plan(&job).expect("it can be planned"));
+            self.tell(Event::Admitted { job: Box::new(job), plan, found: found.to_vec(), outputs: Vec::new() })
+        }
+
+        fn report(&mut self, job: &str, task: usize, outcome: Outcome) -> String {
+            let key = self.key(job, task);
+            let report = Report { key, worker: "w".to_owned(), attempt: 1, job: job.parse().unwrap(), outcome };
+            self.tell(Event::Reported(report))
+        }
+
+        fn done(&mut self, job: &str, task: usize) -> String {
+            self.report(job, task, Outcome::Done { found: false, elapsed: Duration::ZERO })
+        }
+
+        fn key(&self, job: &str, task: usize) -> ResultKey {
+            let entry = self.ledger.job(&job.parse().unwrap()).expect("the job is known");
+            // An ended job has no plan any more, but planning it again gives the same.
+            let plan = plan(&entry.job).unwrap();
+            plan.key_of(&plan.tasks()[task])
+        }
+
+        fn state(&self, job: &str) -> &'static str {
+            self.ledger.job(&job.parse().unwrap()).map_or("unknown", |entry| entry.state.name())
+        }
+
+        fn assembled(&mut self, job: &str, task: usize) -> String {
+            let key = self.key(job, task);
+            let artifact = Artifact { key: "artifacts/x".to_owned(), digest: Digest::of(b"x"), size_bytes: 1 };
+            let output =
+                JobOutput { name: "p".to_owned(), artifact, format: Format::Png, size: Size::new(1, 1) };
+            self.tell(Event::Assembled { job: job.parse().unwrap(), key, output })
+        }
+    }
+
+    fn show(effect: &Effect) -> String {
+        match effect {
+            Effect::Publish { orders, .. } => {
+                let orders: Vec<_> = orders.iter().map(|(order, _)| format!("{}/{}", order.job, order.task)).collect();
+                format!("publish {}", orders.join(" "))
+            }
+            Effect::Revoke { keys, .. } => format!("revoke {}", keys.len()),
+            Effect::Assemble { job, task, .. } => format!("assemble {}/{task}", job.id),
+            Effect::Abandon(job) => format!("abandon {job}"),
+            Effect::StoreJob(job) => {
+                let JobKind::Upscale(upscale) = &job.kind;
+                format!("store {} with tiles of {}", job.id, upscale.tiling.side)
+            }
+            Effect::StoreEnding(job, ending) => format!("{job} {}", ending.state.name()),
+        }
+    }
+
+    /// A job for one picture of `width` x 100 pixels, cut into tiles of 256 that overlap by 32.
+    fn job(id: &str, width: u32) -> Job {
+        let picture = Picture {
+            name: "p.png".to_owned(),
+            digest: Digest::of(b"picture"),
+            size: Size::new(width, 100),
+            color: Color::Rgb,
+            sample: Sample::U8,
+            format: Format::Png,
+        };
+        let model =
+            Model { digest: Digest::of(b"m"), name: "m".to_owned(), architecture: "Compact".to_owned(), scale: 2 };
+        Job {
+            id: id.parse().unwrap(),
+            request_id: String::new(),
+            created: Timestamp(0),
+            labels: BTreeMap::new(),
+            priority: Priority::Normal,
+            deadline: None,
+            traceparent: None,
+            kind: JobKind::Upscale(Upscale {
+                pictures: vec![picture],
+                upscale_model: model,
+                tiling: Tiling { side: 256, overlap: 32 },
+                precision: Precision::Exact,
+                reproducibility: Reproducibility::SameClass,
+                class: "cpu.x.f32".parse().unwrap(),
+                output: Output::default(),
+            }),
+        }
+    }
+
+    fn with_format(mut job: Job, format: Format) -> Job {
+        let JobKind::Upscale(upscale) = &mut job.kind;
+        upscale.output.format = Some(format);
+        job
+    }
+
+    #[test]
+    fn tiles_are_published_then_the_picture_is_assembled_then_the_job_is_done() {
+        let mut desk = Desk::new(100);
+        assert_eq!(desk.admit(job("a", 400), &[]), "publish a/0 a/1");
+        assert_eq!(desk.state("a"), "queued");
+        assert_eq!(desk.done("a", 0), "");
+        assert_eq!(desk.state("a"), "running");
+        assert_eq!(desk.done("a", 1), "assemble a/2");
+        assert_eq!(desk.done("a", 1), "", "a report that comes twice changes nothing");
+        assert_eq!(desk.assembled("a", 2), "a succeeded");
+        assert_eq!(desk.state("a"), "succeeded");
+    }
+
+    #[test]
+    fn only_what_is_missing_is_published() {
+        let mut desk = Desk::new(100);
+        assert_eq!(desk.admit(job("a", 600), &[0, 2]), "publish a/1");
+        assert_eq!(desk.done("a", 1), "assemble a/3");
+        assert_eq!(desk.admit(job("b", 600), &[0, 1, 2]), "assemble b/3");
+        assert_eq!(desk.admit(job("c", 600), &[3]), "c succeeded", "what only a finished task needs is not needed");
+    }
+
+    #[test]
+    fn a_window_keeps_the_queue_short_and_jobs_take_turns() {
+        let mut desk = Desk::new(2);
+        assert_eq!(desk.admit(job("a", 1000), &[]), "publish a/0 a/1");
+        let mut other = job("b", 1000);
+        let JobKind::Upscale(upscale) = &mut other.kind;
+        upscale.pictures[0].digest = Digest::of(b"another");
+        assert_eq!(desk.admit(other, &[]), "");
+        assert_eq!(desk.done("a", 0), "publish a/2");
+        assert_eq!(desk.done("a", 1), "publish b/0");
+        assert_eq!(desk.done("b", 0), "publish a/3");
+    }
+
+    #[test]
+    fn a_task_wanted_by_two_jobs_is_published_once_and_survives_the_cancelling_of_one() {
+        let mut desk = Desk::new(100);
+        assert_eq!(desk.admit(job("a", 400), &[]), "publish a/0 a/1");
+        assert_eq!(desk.admit(with_format(job("b", 400), Format::Tiff), &[]), "");
+        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "abandon a; a cancelled");
+        assert_eq!(desk.done("b", 0), "");
+        assert_eq!(desk.done("b", 1), "assemble b/2");
+    }
+
+    #[test]
+    fn cancelling_takes_back_what_nobody_else_wants() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[]);
+        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "revoke 2; abandon a; a cancelled");
+        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "", "once is enough");
+        assert_eq!(desk.done("a", 0), "", "a report that comes late changes nothing");
+        // Tried again, with what was found.
+        assert_eq!(desk.admit(job("a", 400), &[0]), "publish a/1");
+        assert_eq!(desk.state("a"), "queued");
+    }
+
+    #[test]
+    fn a_task_that_fails_fails_its_job_and_says_why() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[]);
+        desk.report("a", 0, Outcome::Retrying { message: "once".to_owned() });
+        assert_eq!(desk.state("a"), "queued");
+        let effects = desk.report("a", 0, Outcome::Failed { message: "weights lack a tensor".to_owned() });
+        assert_eq!(effects, "revoke 1; abandon a; a failed");
+        let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
+        assert_eq!(entry.failures[0].description, "upscale 256x100+0+0 of p.png");
+        assert_eq!(entry.failures[0].message, "weights lack a tensor");
+    }
+
+    #[test]
+    fn a_parked_task_fails_its_job_with_the_last_words_unless_it_was_ordered_anew() {
+        let mut desk = Desk::new(100);
+        let first = job("a", 400);
+        let plan = Arc::new(plan(&first).unwrap());
+        desk.now += 1;
+        let admitted = Event::Admitted { job: Box::new(first), plan, found: vec![], outputs: vec![] };
+        let effects = desk.ledger.apply(admitted, Timestamp(desk.now));
+        let [Effect::Publish { orders, .. }] = &effects[..] else { panic!("{effects:?}") };
+        let order = orders[0].0.clone();
+        let stale = Order { dispatch: order.dispatch - 1, ..order.clone() };
+        assert_eq!(desk.tell(Event::Parked { order: Box::new(stale), attempts: 3 }), "");
+        desk.report("a", 0, Outcome::Retrying { message: "the device fell off the bus".to_owned() });
+        let effects = desk.tell(Event::Parked { order: Box::new(order), attempts: 3 });
+        assert_eq!(effects, "revoke 1; abandon a; a failed");
+        let why = &desk.ledger.job(&"a".parse().unwrap()).unwrap().failures[0].message;
+        assert!(why.contains("given up after 3 attempts") && why.contains("fell off the bus"), "{why}");
+    }
+
+    #[test]
+    fn out_of_memory_halves_the_tiles_of_the_whole_job_and_records_it() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[]);
+        desk.done("a", 0);
+        let effects = desk.report("a", 1, Outcome::OutOfMemory { message: "no memory".to_owned() });
+        assert_eq!(effects, "abandon a; store a with tiles of 128; publish a/0 a/1 a/2 a/3");
+        assert_eq!(desk.ledger.job(&"a".parse().unwrap()).unwrap().warnings.len(), 1);
+        let effects = desk.report("a", 1, Outcome::OutOfMemory { message: "no memory".to_owned() });
+        assert_eq!(effects, "revoke 3; abandon a; a failed", "128 is the smallest");
+    }
+
+    #[test]
+    fn results_that_vanished_are_rendered_again() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[0]);
+        assert_eq!(desk.done("a", 1), "assemble a/2");
+        let (key, lost) = (desk.key("a", 2), desk.key("a", 0));
+        let event = |missing| Event::NotAssembled {
+            job: "a".parse().unwrap(),
+            key,
+            message: "gone".to_owned(),
+            missing,
+        };
+        assert_eq!(desk.tell(event(vec![lost])), "publish a/0");
+        assert_eq!(desk.done("a", 0), "assemble a/2");
+        assert_eq!(desk.tell(event(vec![])), "abandon a; a failed", "nothing to render again: it cannot be helped");
+    }
+
+    #[test]
+    fn a_task_that_nobody_speaks_of_is_published_again() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[]);
+        let lane: Lane = (Place::Class("cpu.x.f32".parse::<ComputeClass>().unwrap()), Priority::Normal);
+        let tick = |depth| Event::Tick { depths: HashMap::from([(lane.clone(), depth)]) };
+        desk.now += 61_000;
+        assert_eq!(desk.tell(tick(2)), "", "it still waits on its queue");
+        let worker = Worker {
+            id: "w".to_owned(),
+            class: "cpu.x.f32".parse().unwrap(),
+            device: String::new(),
+            memory_bytes: 0,
+            memory_free_bytes: 0,
+            tasks: vec![WorkerTask { key: desk.key("a", 0), description: String::new(), fraction: 0.5 }],
+            models: vec![],
+            tasks_done: 0,
+            started: Timestamp(0),
+            draining: false,
+            version: String::new(),
+        };
+        desk.tell(Event::Beat(worker));
+        assert_eq!(desk.state("a"), "running");
+        assert_eq!(desk.tell(tick(0)), "publish a/1", "task 0 is in a worker's hands");
+        desk.now += 61_000;
+        assert_eq!(desk.tell(tick(5)), "publish a/0", "its worker fell silent");
+    }
+
+    #[test]
+    fn a_deadline_ends_a_job() {
+        let mut desk = Desk::new(100);
+        let late = Job { deadline: Some(Timestamp(5_000)), ..job("a", 400) };
+        desk.admit(late, &[]);
+        assert_eq!(desk.tell(Event::Tick { depths: HashMap::new() }), "");
+        desk.now = 5_001;
+        assert_eq!(desk.tell(Event::Tick { depths: HashMap::new() }), "revoke 2; abandon a; a failed");
+    }
+
+    #[test]
+    fn a_watcher_gets_what_it_missed_or_is_told_that_it_is_gone() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 400), &[]);
+        let start = desk.ledger.job(&"a".parse().unwrap()).unwrap().sequence();
+        desk.done("a", 0);
+        desk.done("a", 1);
+        let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
+        assert_eq!(entry.notices_after(start).unwrap().count(), 3, "a change of state and two tiles");
+        assert_eq!(entry.notices_after(entry.sequence()).unwrap().count(), 0);
+        assert!(entry.notices_after(start - 5).is_none());
+    }
+}

@@ -1,6 +1,6 @@
 //! The coordinator as a process.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use broker::Broker;
@@ -107,7 +107,7 @@ pub async fn run(
         max_active_jobs: config.max_active_jobs,
         metrics,
         shutdown: shutdown.clone(),
-        under_way: tokio::sync::Mutex::new(HashSet::new()),
+        under_way: Arc::default(),
     };
     let artifacts =
         ArtifactsService { store, scratch: config.scratch.clone(), max_upload_bytes: config.max_upload_bytes };

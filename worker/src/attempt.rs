@@ -14,7 +14,7 @@ use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::task::{Context, Place, UPSCALE_REVISION};
 use proto::farm::{Names, Order, Outcome, Report};
-use service::{Backoff, retry, telemetry};
+use service::telemetry;
 use store::{Key, Store, StoreError};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,8 @@ use crate::{
     engine::{Engine, RenderError, Stop, Verdict, Watch, Work},
     fetch::{FetchError, Fetcher, store_verdict},
     metrics::Metrics,
+    patience::{pause_after, persist},
 };
-
-/// A store or a broker that is away says nothing about a task, so no task fails for it: the task waits.
-const WITHOUT_END: Backoff = Backoff::until(Duration::MAX);
 
 /// Everything that the attempts of one worker share.
 pub struct Bench {
@@ -265,20 +263,19 @@ impl Bench {
 
     /// Whether the result is in the store, whole.
     async fn is_stored(&self, result: &Key, order: &Order) -> Result<bool, Setback> {
-        let meta = retry("the store", WITHOUT_END, StoreError::is_retryable, async || self.store.head(result).await).await;
+        let meta = persist("store", StoreError::is_retryable, || self.store.head(result)).await;
         let meta = meta.map_err(store_setback)?;
         Ok(meta.is_some_and(|meta| meta.size_bytes == result_bytes(order)))
     }
 
     async fn fetch(&self, order: &Order, watch: &Watch) -> Result<Work, Setback> {
-        let work = retry("the store", WITHOUT_END, FetchError::is_passing, async || self.fetcher.fetch(order).await).await;
+        let work = persist("store", FetchError::is_passing, || self.fetcher.fetch(order)).await;
         work.map_err(|error| Setback::of(error.verdict(), error, watch))
     }
 
     async fn put(&self, result: &Key, pixels: Bytes) -> Result<(), Setback> {
         self.metrics.put(pixels.len() as u64);
-        let put = async || self.store.put(result, pixels.clone()).await;
-        let put = retry("the store", WITHOUT_END, StoreError::is_retryable, put).await;
+        let put = persist("store", StoreError::is_retryable, || self.store.put(result, pixels.clone())).await;
         put.map_err(store_setback)
     }
 
@@ -289,8 +286,8 @@ impl Bench {
         let mut message = Message::new(key.to_string(), Report { key, worker, attempt, job, outcome }.encode());
         message.headers = telemetry::inject(&span);
         let queue = self.names.reports();
-        let publish = async || self.broker.publish(&queue, message.clone()).await;
-        let published = retry("the broker", WITHOUT_END, BrokerError::is_transient, publish).instrument(span);
+        let publish = || self.broker.publish(&queue, message.clone());
+        let published = persist("broker", BrokerError::is_transient, publish).instrument(span);
         match self.leaving.run_until_cancelled(published).await {
             Some(Ok(())) => true,
             Some(Err(error)) => {
@@ -315,12 +312,6 @@ impl Bench {
     async fn unless_leaving<T>(&self, work: impl Future<Output = T>) -> Result<T, Setback> {
         self.leaving.run_until_cancelled(work).await.ok_or(Setback::Leaving)
     }
-}
-
-/// The pause before a task that failed is given to somebody else, or comes again: doubles each time, up to 5 seconds.
-fn pause_after(attempt: u32) -> Duration {
-    let doublings = attempt.saturating_sub(1).min(16);
-    Duration::from_millis(100 << doublings).min(Duration::from_secs(5))
 }
 
 /// How large the result of `order` is.

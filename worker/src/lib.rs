@@ -16,6 +16,7 @@ pub mod engine;
 mod fetch;
 mod memory;
 mod metrics;
+mod patience;
 mod revoked;
 pub mod run;
 #[cfg(test)]

@@ -154,7 +154,10 @@ async fn work(
     let take = async {
         loop {
             let seat = seats.clone().acquire_owned().await.expect("the seats are never closed");
-            let delivery = take(&mut consumers).await?;
+            let delivery = match take(&mut consumers).await {
+                Ok(delivery) => delivery,
+                Err(error) => break error,
+            };
             let bench = bench.clone();
             attempts.spawn(async move {
                 bench.serve(delivery).await;
@@ -165,7 +168,7 @@ async fn work(
             }
         }
     };
-    let lost: Option<BrokerError> = bench.shutdown.run_until_cancelled(take).await.map(|Err(error)| error);
+    let lost = bench.shutdown.run_until_cancelled(take).await;
     bench.shutdown.cancel(); // also when it is the broker that ended it
     bench.board.drain();
     info!(task.count = attempts.len(), "finishing what is being rendered");

@@ -1,6 +1,11 @@
 //! The service `Jobs`.
 
-use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use domain::job::{JobId, JobState, Timestamp};
 use futures::Stream;
@@ -47,7 +52,23 @@ pub struct JobsService {
     /// When streams end.
     pub shutdown: CancellationToken,
     /// Requests under way, so that the same one sent twice at once is resolved once.
-    pub under_way: tokio::sync::Mutex<HashSet<JobId>>,
+    pub under_way: Arc<Mutex<HashSet<JobId>>>,
+}
+
+/// A place among the requests under way; given up when the call ends, also when its caller hangs up.
+struct UnderWay(Arc<Mutex<HashSet<JobId>>>, JobId);
+
+impl UnderWay {
+    fn begin(requests: &Arc<Mutex<HashSet<JobId>>>, id: &JobId) -> Option<Self> {
+        let fresh = requests.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        fresh.then(|| Self(requests.clone(), id.clone()))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 impl JobsService {
@@ -56,13 +77,11 @@ impl JobsService {
         if let Some(job) = self.shown(&id) {
             return Ok(job);
         }
-        if !self.under_way.lock().await.insert(id.clone()) {
+        let Some(_under_way) = UnderWay::begin(&self.under_way, &id) else {
             let why = format!("request `{}` is being accepted at this moment", request.request_id);
             return Err(Refusal::Unavailable { what: "the job", source: why.into() });
-        }
-        let created = self.accept(id.clone(), request, traceparent).await;
-        self.under_way.lock().await.remove(&id);
-        created
+        };
+        self.accept(id, request, traceparent).await
     }
 
     async fn accept(

@@ -1,0 +1,105 @@
+//! The cache folder: the store of the embedded farm, and keeping it within its limit.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use futures::TryStreamExt as _;
+use service::{config::Client, report::Hinted as _};
+use store::{Evicted, FolderStore, Key, Store as _, Usage};
+
+/// Where decoded pictures lie: many keys each, of which the first says that all are there.
+const RASTERS: &str = "rasters/";
+
+/// The folder of the embedded farm's store.
+pub fn folder(client: &Client) -> PathBuf {
+    client.cache.join("store")
+}
+
+/// Opens the embedded farm's store.
+pub fn open(client: &Client) -> anyhow::Result<FolderStore> {
+    let folder = folder(client);
+    FolderStore::open(&folder)
+        .with_context(|| format!("cannot use the cache folder {}", folder.display()))
+        .hint("choose another folder with --cache or TESSERA_CACHE")
+}
+
+/// Deletes what was used least recently until at most `limit_bytes` are left: first artifacts and results, each on its
+/// own, then decoded pictures, the oldest first and each as a whole. Models and jobs stay.
+///
+/// Must not run while the farm over this folder works.
+pub async fn shrink(store: &FolderStore, limit_bytes: u64) -> anyhow::Result<Evicted> {
+    let keep = |key: &Key| !["artifacts/", "results/"].iter().any(|prefix| key.as_str().starts_with(prefix));
+    let mut evicted = store.evict(limit_bytes, keep).await.context("cannot shrink the cache folder")?;
+    if evicted.left.bytes > limit_bytes {
+        let mut rasters = rasters(store).await?;
+        rasters.sort_by_key(|raster| raster.stored);
+        for raster in rasters {
+            if evicted.left.bytes <= limit_bytes {
+                break;
+            }
+            // The info first: a raster without its info is not there, one without a band would be broken.
+            let (info, bands): (Vec<_>, Vec<_>) =
+                raster.keys.into_iter().partition(|(key, _)| key.as_str().ends_with("/info.json"));
+            for (key, size_bytes) in info.into_iter().chain(bands) {
+                store.delete(&key).await.context("cannot shrink the cache folder")?;
+                move_over(&mut evicted, size_bytes);
+            }
+        }
+    }
+    if evicted.deleted.keys > 0 {
+        tracing::info!(deleted_bytes = evicted.deleted.bytes, left_bytes = evicted.left.bytes, "shrank the cache");
+    }
+    Ok(evicted)
+}
+
+fn move_over(evicted: &mut Evicted, size_bytes: u64) {
+    let Usage { keys, bytes } = evicted.left;
+    evicted.left = Usage { keys: keys.saturating_sub(1), bytes: bytes.saturating_sub(size_bytes) };
+    evicted.deleted = Usage { keys: evicted.deleted.keys + 1, bytes: evicted.deleted.bytes + size_bytes };
+}
+
+/// A decoded picture.
+struct Raster {
+    stored: std::time::SystemTime,
+    keys: Vec<(Key, u64)>,
+}
+
+async fn rasters(store: &FolderStore) -> anyhow::Result<Vec<Raster>> {
+    let mut rasters = std::collections::BTreeMap::new();
+    let mut entries = store.list(RASTERS);
+    while let Some(entry) = entries.try_next().await.context("cannot read the cache folder")? {
+        let name = entry.key.as_str().split('/').nth(1).unwrap_or_default().to_owned();
+        let raster = rasters.entry(name).or_insert(Raster { stored: entry.meta.modified, keys: Vec::new() });
+        raster.stored = raster.stored.max(entry.meta.modified);
+        raster.keys.push((entry.key, entry.meta.size_bytes));
+    }
+    Ok(rasters.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_cache_loses_results_before_whole_pictures_and_never_models() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FolderStore::open(root.path()).unwrap();
+        let kib = Bytes::from(vec![0; 1024]);
+        let names = ["artifacts/a", "jobs/f/1/job.json", "models/m", "rasters/p/band-000000", "rasters/p/info.json"];
+        for name in names.into_iter().chain(["results/c/1", "results/c/2"]) {
+            store.put(&Key::new(name).unwrap(), kib.clone()).await.unwrap();
+        }
+        let left = async |limit| {
+            let evicted = shrink(&store, limit).await.unwrap();
+            let keys: Vec<_> = store.list("").map_ok(|entry| entry.key.to_string()).try_collect().await.unwrap();
+            assert_eq!(evicted.left, store.usage().await.unwrap());
+            keys
+        };
+        assert_eq!(left(7 * 1024).await.len(), 7);
+        assert_eq!(left(4 * 1024).await, names[1..]);
+        assert_eq!(left(3 * 1024).await, ["jobs/f/1/job.json", "models/m"]);
+        assert_eq!(left(0).await, ["jobs/f/1/job.json", "models/m"]);
+    }
+}

@@ -1,0 +1,11 @@
+//! The commands, one room each.
+
+pub mod cache;
+pub mod config;
+pub mod doctor;
+pub mod jobs;
+pub mod models;
+pub mod serve;
+pub mod submit;
+pub mod upscale;
+pub mod workers;

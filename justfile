@@ -1,0 +1,30 @@
+# A newcomer needs none of this: the README's two commands do everything.
+
+# The main job with everything embedded.
+upscale picture output:
+    cargo run --release -- upscale {{picture}} -o {{output}}
+
+# Before every commit; needs no services.
+check: fmt lint
+    cargo test --release --workspace
+
+fmt:
+    cargo fmt --all --check
+
+lint:
+    cargo clippy --release --workspace --all-targets -- -D warnings
+    scripts/proto-lint
+
+# All tests, against real services.
+test:
+    scripts/test
+
+# The recorded cases of the reference; DIR holds folders with a cases.json.
+goldens DIR="tests/golden/pixels":
+    cargo build --release --workspace --bin goldens
+    target/release/goldens {{DIR}}
+
+# The benchmarks that print tables.
+bench:
+    cargo build --release --workspace --bins
+    target/release/with-services cargo bench --workspace

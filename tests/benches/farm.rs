@@ -1,0 +1,348 @@
+//! What the farm itself costs: `cargo bench -p tests` prints one table; `cargo bench -p tests -- NAME…` a part of it.
+//!
+//! - `plan`: planning one million tiles.
+//! - `tasks`: tasks per second through the coordinator and the broker, with an engine that does nothing.
+//! - `overhead`: a picture on a farm of one worker beside the same tiles through the same engine without a farm.
+//! - `memory`: peak memory while a 20,000 x 20,000 picture is put together, as PNG and as TIFF.
+//!
+//! `tasks` and `overhead` use the RabbitMQ and S3 of `TESSERA_TEST_AMQP` and `TESSERA_TEST_S3` (see `with-services`)
+//! where these are set, and memory otherwise; the table says which.
+
+#![allow(clippy::print_stdout)] // a benchmark prints its table
+
+use std::{
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use broker::Broker;
+use coordinator::{
+    assemble::Assembler,
+    intake::{RasterRecord, tile_bytes},
+};
+use domain::{
+    digest::Digest,
+    job::{Job, JobKind, Model, Output, Picture, Precision, Priority, Reproducibility, Timestamp, Upscale},
+    layout,
+    picture::{Color, Format, Sample},
+    plan::{grid, plan},
+    region::Size,
+    task::{ComputeClass, Context, ResultKey},
+    tiles::Tiling,
+};
+use imaging::{picture::Limits, raster::RasterInfo};
+use proto::v1;
+use service::config::{Config, Given};
+use store::{FolderStore, Key, Store};
+use tests::{
+    farm::{services, within},
+    pictures::{compact, png},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use worker::engine::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, upscale::UpscaleEngine};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let [child, format, folder] = &arguments[..]
+        && child == "memory-child"
+    {
+        return assemble_here(format.parse()?, Path::new(folder));
+    }
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
+    println!("| benchmark | figure | note |\n|---|---|---|");
+    if wanted("plan") {
+        bench_plan()?;
+    }
+    let runtime = tokio::runtime::Runtime::new()?;
+    if wanted("tasks") {
+        runtime.block_on(bench_tasks())?;
+    }
+    if wanted("overhead") {
+        runtime.block_on(bench_overhead())?;
+    }
+    if wanted("memory") {
+        bench_memory()?;
+    }
+    Ok(())
+}
+
+fn job(side: u32, scale: u32, tiling: Tiling, format: Format) -> Job {
+    let picture = Picture {
+        name: "picture.png".to_owned(),
+        digest: Digest::of(b"picture"),
+        size: Size::new(side, side),
+        color: Color::Rgb,
+        sample: Sample::U8,
+        format: Format::Png,
+    };
+    let upscale_model =
+        Model { digest: Digest::of(b"model"), name: "m".to_owned(), architecture: "Compact".to_owned(), scale };
+    Job {
+        id: "bench".parse().expect("an id"),
+        request_id: String::new(),
+        created: Timestamp(0),
+        labels: Default::default(),
+        priority: Priority::Normal,
+        deadline: None,
+        traceparent: None,
+        kind: JobKind::Upscale(Upscale {
+            pictures: vec![picture],
+            upscale_model,
+            tiling,
+            precision: Precision::Exact,
+            reproducibility: Reproducibility::SameClass,
+            class: "cpu.bench.f32".parse().expect("a class"),
+            output: Output { format: Some(format), ..Output::default() },
+        }),
+    }
+}
+
+fn bench_plan() -> Result<()> {
+    let job = job(16 * 1000, 2, Tiling { side: 32, overlap: 16 }, Format::Tiff);
+    let started = Instant::now();
+    let plan = plan(&job)?;
+    let elapsed = started.elapsed();
+    println!("| plan | {:.2} s | {} tasks |", elapsed.as_secs_f64(), plan.tasks().len());
+    Ok(())
+}
+
+/// An engine that answers at once with black.
+struct Nothing(ComputeClass);
+
+impl Engine for Nothing {
+    fn class(&self) -> &ComputeClass {
+        &self.0
+    }
+
+    fn device(&self) -> DeviceFacts {
+        DeviceFacts { name: "nothing".to_owned(), ..DeviceFacts::default() }
+    }
+
+    fn render(&self, work: &Work, _: &Watch) -> Result<Vec<f32>, RenderError> {
+        Ok(vec![0.0; work.output_values()])
+    }
+}
+
+/// A farm in this process, on the services that are there or in memory.
+struct InProcess {
+    store: Arc<dyn Store>,
+    broker: Arc<dyn Broker>,
+    address: std::net::SocketAddr,
+    context: service::Context,
+    config: Config,
+    what: &'static str,
+}
+
+impl InProcess {
+    async fn start(use_s3: bool, folder: &Path) -> Result<Self> {
+        let mut config = Config::load(Given::default(), &[])?;
+        let name = format!("bench-{}", std::process::id());
+        (config.coordinator.farm, config.worker.farm) = (name.clone(), name.clone());
+        config.coordinator.scratch = folder.to_owned();
+        config.worker.scratch = folder.to_owned();
+        config.worker.model_cache = folder.join("models");
+        let services = services();
+        let store = match services.as_ref().filter(|_| use_s3) {
+            Some(services) => store::open(&format!("{}/{name}", services.store)).await?,
+            None => store::open("memory:").await?,
+        };
+        let broker_url = services.as_ref().map_or("memory:", |services| &services.broker);
+        let what = match (&services, use_s3) {
+            (Some(_), true) => "RabbitMQ, S3",
+            (Some(_), false) => "RabbitMQ, store in memory",
+            (None, _) => "all in memory",
+        };
+        let broker = broker::open(broker_url, &broker::Options::default()).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let context = service::Context::default();
+        let (coordinating, its_store, its_broker) = (config.coordinator.clone(), store.clone(), broker.clone());
+        let its_context = context.clone();
+        tokio::spawn(async move {
+            coordinator::run(&coordinating, its_store, its_broker, listener, its_context).await.expect("it runs")
+        });
+        Ok(Self { store, broker, address, context, config, what })
+    }
+
+    fn add_worker(&self, engine: Arc<dyn Engine>, slots: usize) {
+        let mut config = self.config.worker.clone();
+        config.slots = slots;
+        let (store, broker, context) = (self.store.clone(), self.broker.clone(), self.context.clone());
+        tokio::spawn(async move { worker::run_with(config, engine, store, broker, context).await.expect("it runs") });
+    }
+
+    /// Submits a picture and waits for its end; returns the job and how long that took, uploading excluded.
+    async fn upscale(&self, model: &[u8], picture: &[u8], side: u32, overlap: u32) -> Result<(v1::Job, Duration)> {
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))?;
+        let channel = within("the coordinator", async {
+            loop {
+                if let Ok(channel) = channel.connect().await {
+                    return Ok(channel);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await?;
+        let mut workers = v1::workers_client::WorkersClient::new(channel.clone());
+        while workers.list_workers(v1::ListWorkersRequest {}).await?.into_inner().workers.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for bytes in [model, picture] {
+            let key = Key::new(layout::artifact(Digest::of(bytes)))?;
+            self.store.put(&key, bytes.to_vec().into()).await?;
+        }
+        let digest = Digest::of(model).to_string();
+        let add = v1::AddModelRequest { digest, name: "bench".to_owned() };
+        v1::models_client::ModelsClient::new(channel.clone()).add_model(add).await?;
+        let source = Some(v1::picture_source::Source::Digest(Digest::of(picture).to_string()));
+        let job = v1::UpscaleJob {
+            pictures: vec![v1::PictureSource { name: "p.png".to_owned(), source }],
+            upscale_model: "bench".to_owned(),
+            tile: Some(v1::TileOptions { side, overlap: Some(overlap), auto: false }),
+            ..v1::UpscaleJob::default()
+        };
+        let request = v1::CreateJobRequest {
+            kind: Some(v1::create_job_request::Kind::Upscale(job)),
+            ..v1::CreateJobRequest::default()
+        };
+        let mut jobs = v1::jobs_client::JobsClient::new(channel);
+        let started = Instant::now();
+        let job = jobs.create_job(request).await?.into_inner().job.context("a job")?;
+        let watch = v1::WatchJobRequest { job_id: job.id.clone(), after_sequence: 0 };
+        let mut events = jobs.watch_job(watch).await?.into_inner();
+        while events.message().await?.is_some() {}
+        let elapsed = started.elapsed();
+        let job = jobs.get_job(v1::GetJobRequest { job_id: job.id }).await?.into_inner().job.context("a job")?;
+        anyhow::ensure!(job.state() == v1::JobState::Succeeded, "{:?}", job.failures);
+        Ok((job, elapsed))
+    }
+}
+
+async fn bench_tasks() -> Result<()> {
+    let folder = tempfile::TempDir::new()?;
+    let farm = InProcess::start(false, folder.path()).await?;
+    let class: ComputeClass = "cpu.nothing.f32".parse()?;
+    for _ in 0..2 {
+        farm.add_worker(Arc::new(Nothing(class.clone())), 16);
+    }
+    let (job, elapsed) = farm.upscale(&compact(4, 1, 2), &png(1600, 1600), 16, 0).await?;
+    let tasks = job.progress.unwrap_or_default().tasks_total;
+    let per_second = tasks as f64 / elapsed.as_secs_f64();
+    println!("| tasks | {per_second:.0} tasks/s | {tasks} tasks, no-op engine, 2 workers; {} |", farm.what);
+    farm.context.shutdown.cancel();
+    Ok(())
+}
+
+async fn bench_overhead() -> Result<()> {
+    let folder = tempfile::TempDir::new()?;
+    let weights = compact(24, 8, 2);
+    let path = folder.path().join("bench.safetensors");
+    std::fs::write(&path, &weights)?;
+    let engine = UpscaleEngine::open(service::config::Device::Cpu, 1 << 30)?;
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    let farm = InProcess::start(true, folder.path()).await?;
+    farm.add_worker(engine.clone(), 1);
+    let (side, overlap, length) = (256, 32, 928);
+    farm.upscale(&weights, &png(64, 64), side, overlap).await?; // warms the model cache
+    let (job, on_farm) = farm.upscale(&weights, &png(length, length), side, overlap).await?;
+
+    // The same tiles, bare: the engine alone, one after the other.
+    let JobKind::Upscale(upscale) = self::job(length, 2, Tiling { side, overlap }, Format::Png).kind;
+    let grid = grid(&upscale, &upscale.pictures[0])?;
+    let bare = tokio::task::spawn_blocking(move || {
+        let started = Instant::now();
+        for tile in grid.tiles() {
+            let work = Work::Upscale(UpscaleWork {
+                region: tile.input,
+                rgb: vec![0.5; tile.input.size().pixels() as usize * 3],
+                scale: 2,
+                model: Digest::of(&weights),
+                weights: path.clone(),
+            });
+            engine.render(&work, &Watch::default())?;
+        }
+        Ok::<_, RenderError>(started.elapsed())
+    });
+    let bare = bare.await??;
+    let overhead = 100.0 * (on_farm.as_secs_f64() / bare.as_secs_f64() - 1.0);
+    let tasks = job.progress.unwrap_or_default().tasks_total;
+    println!(
+        "| overhead | {overhead:.1} % | {:.2} s on the farm, decoding and encoding included, {:.2} s bare; {tasks} tasks; {} |",
+        on_farm.as_secs_f64(),
+        bare.as_secs_f64(),
+        farm.what
+    );
+    farm.context.shutdown.cancel();
+    Ok(())
+}
+
+fn bench_memory() -> Result<()> {
+    for format in [Format::Png, Format::Tiff] {
+        let folder = tempfile::TempDir::new()?;
+        let status = Command::new(std::env::current_exe()?)
+            .args(["memory-child".as_ref(), format.name().as_ref(), folder.path().as_os_str()])
+            .status()?;
+        anyhow::ensure!(status.success(), "the child failed");
+    }
+    Ok(())
+}
+
+/// Puts together a 20,000 x 20,000 picture out of tiles that are hard links to a few files, and prints the peak memory
+/// of this process.
+fn assemble_here(format: Format, folder: &Path) -> Result<()> {
+    let scale = 4;
+    let job = job(5000, scale, Tiling { side: 512, overlap: 32 }, format);
+    let plan = plan(&job)?;
+    let root = folder.join("store");
+    let store: Arc<dyn Store> = Arc::new(FolderStore::open(&root)?);
+    let runtime = tokio::runtime::Runtime::new()?;
+    let JobKind::Upscale(upscale) = &job.kind;
+    let picture = &upscale.pictures[0];
+    let raster = RasterInfo::new(picture.size.width, picture.size.height, picture.color, picture.sample);
+    let record = RasterRecord { raster, format: Format::Png, has_icc: false, has_exif: false, revision: 1 };
+    runtime.block_on(coordinator::records::put_json(&*store, &layout::raster_info(picture.digest), &record))?;
+    for task in plan.tasks() {
+        let context = plan.context_of(task);
+        if let Context::Upscale { .. } = context.context {
+            let size = tile_bytes(task.region.size(), scale);
+            let model = folder.join(format!("tile-{size}"));
+            if !model.exists() {
+                let ramp: Vec<u8> = (0..size / 4).flat_map(|i| ((i % 6144) as f32 / 6144.0).to_le_bytes()).collect();
+                std::fs::write(&model, ramp)?;
+            }
+            let path = root.join(ResultKey { context: context.digest, task: task.digest }.path());
+            std::fs::create_dir_all(path.parent().context("a folder")?)?;
+            std::fs::hard_link(&model, path)?;
+        }
+    }
+    reset_peak();
+    let assembling = plan.tasks().last().context("a plan has tasks")?;
+    let limits = Limits { max_pixels: 1 << 32, ..Limits::default() };
+    let assembler = Assembler { store, scratch: folder.to_owned(), limits };
+    let started = Instant::now();
+    let output = runtime.block_on(assembler.assemble(&job, &plan, assembling, &CancellationToken::new()))?;
+    let (elapsed, peak) = (started.elapsed(), peak_mib()?);
+    println!(
+        "| memory | {peak} MiB | {} {format}, {} MB, {:.1} s; tiles in a folder |",
+        output.size,
+        output.artifact.size_bytes / 1_000_000,
+        elapsed.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The most memory that this process has had since the last reset, in MiB.
+fn peak_mib() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? / 1024)
+}
+
+/// Forgets the peak so far; where that is not allowed the figure includes the preparation.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
