@@ -100,7 +100,7 @@ def main() -> None:
     print(row("**mean**", np.mean(table, axis=0)))
     worst = min(scores[2, 0] - scores[1, 0] for scores in table)
     print(f"\nPSNR in dB / SSIM. Smallest gain over Lanczos: {worst:+.2f} dB.")
-    raise SystemExit(worst <= 0)
+    raise SystemExit(int(worst <= 0))
 
 
 def row(name: str, scores: NDArray[np.float64]) -> str:

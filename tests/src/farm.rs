@@ -215,7 +215,9 @@ impl Farm {
         let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         writeln!(log, "--- start")?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.spawn().with_context(|| format!("cannot start {command:?}; `cargo build --release --workspace` makes it"))
+        command
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}; `cargo build --release --workspace` makes it"))
     }
 
     fn log_path(&self, name: &str) -> PathBuf {
@@ -373,7 +375,8 @@ impl Farm {
 
     /// The logs of all processes, for a failing test.
     pub fn logs(&self) -> String {
-        let names = std::iter::once("coordinator".to_owned()).chain((0..self.next_worker).map(|n| format!("worker-{n}")));
+        let names =
+            std::iter::once("coordinator".to_owned()).chain((0..self.next_worker).map(|n| format!("worker-{n}")));
         names.map(|name| format!("===== {name}\n{}", self.log(&name))).collect()
     }
 }

@@ -102,11 +102,7 @@ impl Board {
             description: task.order.describe(),
             fraction: task.watch.fraction(),
         };
-        Shown {
-            tasks: state.in_hand.values().map(show).collect(),
-            rendered: state.rendered,
-            draining: state.draining,
-        }
+        Shown { tasks: state.in_hand.values().map(show).collect(), rendered: state.rendered, draining: state.draining }
     }
 
     /// Waits until something has changed since this was last called. For one caller at a time.

@@ -125,17 +125,9 @@ impl Fetcher {
         let Context::Upscale { picture, upscale_model, scale, .. } = &order.context else {
             unreachable!("an order of assembly cannot be decoded");
         };
-        let (rgb, weights) = tokio::try_join!(
-            self.window(*picture, order.region),
-            self.models.weights(&*self.store, *upscale_model),
-        )?;
-        Ok(Work::Upscale(UpscaleWork {
-            region: order.region,
-            rgb,
-            scale: *scale,
-            model: *upscale_model,
-            weights,
-        }))
+        let (rgb, weights) =
+            tokio::try_join!(self.window(*picture, order.region), self.models.weights(&*self.store, *upscale_model),)?;
+        Ok(Work::Upscale(UpscaleWork { region: order.region, rgb, scale: *scale, model: *upscale_model, weights }))
     }
 
     /// The pixels of `region`, `[y][x][3]`, reading no more of each band than the blocks that it touches.

@@ -25,10 +25,7 @@ pub fn of_this_machine() -> Option<Memory> {
 impl Memory {
     /// What is left of it in a group that may take `limit` bytes and has taken `used`.
     fn within(self, limit: u64, used: u64) -> Self {
-        Self {
-            total_bytes: self.total_bytes.min(limit),
-            free_bytes: self.free_bytes.min(limit.saturating_sub(used)),
-        }
+        Self { total_bytes: self.total_bytes.min(limit), free_bytes: self.free_bytes.min(limit.saturating_sub(used)) }
     }
 }
 

@@ -173,7 +173,10 @@ async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
     farm.publish(&order_at(Region::new(296, 0, 8, 8), farm.place())).await;
     let report = farm.report().await;
     let Outcome::Failed { message } = &report.outcome else { panic!("{report:?}") };
-    assert!(message.ends_with("does not hold 8x8+296+0: window 8x8+296+0 does not lie inside the 300x200 raster"), "{message}");
+    assert!(
+        message.ends_with("does not hold 8x8+296+0: window 8x8+296+0 does not lie inside the 300x200 raster"),
+        "{message}"
+    );
     worker.stop().await.unwrap();
     assert_eq!((farm.depth(&farm.order(0)).await, farm.reports_left().await), (0, 0));
 }

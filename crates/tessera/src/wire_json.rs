@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use anyhow::Context as _;
+use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use proto::v1;
 

@@ -62,8 +62,8 @@ impl Probe {
             for x in 0..to_width {
                 let from = (y * height / to_height * width + x * width / to_width) * channels;
                 for c in 0..channels {
-                    let ramp = 0.002 * y as f32 + 0.001 * x as f32 + 0.0625 * c as f32;
-                    data.push(0.5 * tile.data[from + c] + ramp);
+                    let nearest = 0.5 * tile.data[from + c];
+                    data.push(nearest + 0.002 * y as f32 + 0.001 * x as f32 + 0.0625 * c as f32);
                 }
             }
         }

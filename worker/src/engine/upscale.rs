@@ -39,7 +39,9 @@ impl UpscaleEngine {
         let level = kernels::level(&opened, DTYPE).with_context(|| format!("device `{device}` cannot compute"))?;
         let class = ComputeClass::new(kind, &level.replace('.', "-"), DTYPE.as_str())?;
         let name = match device {
-            config::Device::Cpu => format!("cpu, {} threads", std::thread::available_parallelism().map_or(1, usize::from)),
+            config::Device::Cpu => {
+                format!("cpu, {} threads", std::thread::available_parallelism().map_or(1, usize::from))
+            }
             config::Device::Cuda(_) | config::Device::Metal(_) => device.to_string(),
         };
         Ok(Self { device: opened, name, class, loaded: Cache::new(model_memory_bytes) })

@@ -1,0 +1,116 @@
+//! The command as a newcomer runs it: the whole farm embedded, nothing else installed.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::Result;
+use imaging::{decode::probe, picture::Limits};
+use tempfile::TempDir;
+use tests::{farm::binary, pictures::png};
+
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Result<Self> {
+        Ok(Self(TempDir::with_prefix("tessera-newcomer-")?))
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary("tessera"));
+        command.args(arguments).current_dir(self.0.path()).env("TESSERA_CACHE", self.path("cache"));
+        for variable in ["TESSERA_STORE", "TESSERA_BROKER", "TESSERA_SERVER", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
+            command.env_remove(variable);
+        }
+        Ok(command.output()?)
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn size(path: &Path) -> Result<(u32, u32)> {
+    let info = probe(path, &Limits::default())?;
+    Ok((info.width, info.height))
+}
+
+#[test]
+fn the_first_command_doubles_a_picture() -> Result<()> {
+    let home = Home::new()?;
+    std::fs::write(home.path("photo.png"), png(60, 40))?;
+    let output = home.run(&["upscale", "photo.png", "-o", "photo@2x.png"])?;
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(size(&home.path("photo@2x.png"))?, (120, 80));
+    let first = std::fs::read(home.path("photo@2x.png"))?;
+
+    // Run again: nothing is rendered, the bytes are the same.
+    let output = home.run(&["upscale", "photo.png", "-o", "again.png", "--json"])?;
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(std::fs::read(home.path("again.png"))?, first);
+    for line in String::from_utf8(output.stdout)?.lines() {
+        serde_json::from_str::<serde_json::Value>(line)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn several_pictures_go_into_a_folder() -> Result<()> {
+    let home = Home::new()?;
+    std::fs::write(home.path("a.png"), png(20, 10))?;
+    std::fs::write(home.path("b.png"), png(11, 9))?;
+    let output = home.run(&["upscale", "a.png", "b.png", "-o", "out/"])?;
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(size(&home.path("out/a.png"))?, (40, 20));
+    assert_eq!(size(&home.path("out/b.png"))?, (22, 18));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_asked_exits_with_2_and_says_what_helps() -> Result<()> {
+    let home = Home::new()?;
+    std::fs::write(home.path("photo.png"), png(20, 10))?;
+    std::fs::write(home.path("cut.png"), &png(20, 10)[..60])?;
+    std::fs::write(home.path("words.png"), "no picture")?;
+    let refused: [(&[&str], &str); 5] = [
+        (&["upscale", "missing.png", "-o", "out.png"], "missing.png"),
+        (&["upscale", "cut.png", "-o", "out.png"], "truncated"),
+        (&["upscale", "words.png", "-o", "out.png"], "not a PNG"),
+        (&["upscale", "photo.png", "-o", "out.png", "--tile", "32", "--overlap", "32"], "overlap"),
+        (&["upscale", "photo.png", "-o", "out.png", "--server", "http://127.0.0.1:1"], "127.0.0.1:1"),
+    ];
+    for (arguments, words) in refused {
+        let output = home.run(arguments)?;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", told(&output));
+        assert!(told(&output).contains(words), "`{words}` is not in: {}", told(&output));
+        assert!(!home.path("out.png").exists(), "nothing is left behind");
+    }
+    Ok(())
+}
+
+#[test]
+fn models_cache_config_and_doctor_answer() -> Result<()> {
+    let home = Home::new()?;
+    std::fs::write(home.path("photo.png"), png(20, 10))?;
+    std::fs::write(home.path("model.safetensors"), tests::pictures::compact(8, 2, 2))?;
+    let answers: [(&[&str], &str); 6] = [
+        (&["models", "inspect", "model.safetensors", "--json"], "\"Compact\""),
+        (&["upscale", "photo.png", "-o", "own.png", "--model", "model.safetensors"], ""),
+        (&["models", "list", "--json"], "tessera-2x"),
+        (&["cache", "--json"], ""),
+        (&["config"], "dispatch_window"),
+        (&["doctor", "--json"], ""),
+    ];
+    for (arguments, words) in answers {
+        let output = home.run(arguments)?;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", told(&output));
+        let answer = String::from_utf8(output.stdout)?;
+        assert!(answer.contains(words), "`{words}` is not in the answer to {arguments:?}: {answer}");
+    }
+    Ok(())
+}
