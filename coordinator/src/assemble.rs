@@ -33,7 +33,10 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{intake::RasterRecord, records::{RecordError, get_json, put_json}};
+use crate::{
+    intake::RasterRecord,
+    records::{RecordError, get_json, put_json},
+};
 
 /// Bytes that the tiles' rows of one band may take; three bands are in memory at once.
 const BAND_BYTES: u64 = 24 << 20;
@@ -159,8 +162,7 @@ impl Assembler {
             return Err(AssembleError::Internal("the task assembles nothing"));
         };
         let order = Order { picture, size, tiling, scale, format, color, sample, quality };
-        let tiles: Vec<ResultKey> =
-            task.needs.clone().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
+        let tiles: Vec<ResultKey> = task.needs.clone().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
 
         let file = tokio::select! {
             file = self.encode(&order, &tiles) => file?,

@@ -121,7 +121,8 @@ impl Catalog {
     /// Makes the weights file at `path`, which has `digest`, a model called `name`.
     pub async fn add(&self, name: &str, digest: Digest, path: &Path) -> Result<ModelRecord, Refusal> {
         if !is_name(name) {
-            let why = format!("`{name}` is not 1 to 128 letters, digits, `.`, `_` or `-`, beginning with a letter or digit");
+            let why =
+                format!("`{name}` is not 1 to 128 letters, digits, `.`, `_` or `-`, beginning with a letter or digit");
             return Err(Refusal::field("name", why));
         }
         let read = path.to_owned();

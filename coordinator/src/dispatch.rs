@@ -108,7 +108,8 @@ impl Dispatch {
             Effect::Revoke { keys, up_to_dispatch } => {
                 let body = Revocation { keys, up_to_dispatch }.encode();
                 // Lost revocations cost work, never results.
-                if let Err(error) = self.broker.broadcast(&self.names.revoked(), Message::new("revocation", body)).await {
+                if let Err(error) = self.broker.broadcast(&self.names.revoked(), Message::new("revocation", body)).await
+                {
                     tracing::warn!(error = chain(&error), "could not take tasks back");
                 }
             }
@@ -141,7 +142,8 @@ impl Dispatch {
     async fn publish(&self, lane: &Lane, orders: Vec<(Order, Option<String>)>, declared: &mut Vec<String>) {
         let Some(queue) = self.names.tasks(&lane.0, lane.1) else { return };
         // A batch can hold orders of several jobs, each with its own trace.
-        let mut spans: HashMap<Option<String>, (tracing::Span, std::collections::BTreeMap<String, String>)> = HashMap::new();
+        let mut spans: HashMap<Option<String>, (tracing::Span, std::collections::BTreeMap<String, String>)> =
+            HashMap::new();
         let mut messages = Vec::with_capacity(orders.len());
         for (order, traceparent) in &orders {
             let (_, headers) = spans.entry(traceparent.clone()).or_insert_with(|| {

@@ -108,7 +108,12 @@ pub fn job_id(namespace: &str, request_id: &str) -> JobId {
 
 impl Intake {
     /// Resolves a request into the job `id`.
-    pub async fn resolve(&self, id: JobId, request: v1::CreateJobRequest, traceparent: Option<String>) -> Result<Job, Refusal> {
+    pub async fn resolve(
+        &self,
+        id: JobId,
+        request: v1::CreateJobRequest,
+        traceparent: Option<String>,
+    ) -> Result<Job, Refusal> {
         check_labels(&request)?;
         let priority = priority_from_wire("priority", request.priority)?;
         let deadline = request.deadline.map(timestamp_from_wire);
@@ -234,7 +239,8 @@ impl Intake {
         if seen != digest {
             // A presigned upload is not checked on its way in.
             let _ = self.store.delete(&Key::new(layout::artifact(digest))?).await;
-            let why = format!("the uploaded bytes have digest {seen}, not {digest}; they were removed: upload them again");
+            let why =
+                format!("the uploaded bytes have digest {seen}, not {digest}; they were removed: upload them again");
             return Err(Refusal::field(field, why));
         }
         Ok(file)

@@ -318,7 +318,8 @@ impl Entry {
 
     /// The notices after `sequence`, or `None` when some of them are no longer at hand.
     pub fn notices_after(&self, sequence: u64) -> Option<impl Iterator<Item = &Numbered>> {
-        let known = sequence == self.sequence || self.notices.front().is_some_and(|first| first.sequence <= sequence + 1);
+        let known =
+            sequence == self.sequence || self.notices.front().is_some_and(|first| first.sequence <= sequence + 1);
         known.then(|| self.notices.iter().filter(move |notice| notice.sequence > sequence))
     }
 
@@ -549,8 +550,13 @@ impl Ledger {
                     flight.claims.push((id, task)); // another job's task is the same work
                     continue;
                 }
-                let flight =
-                    Flight { claims: vec![(id, task)], lane: lane.clone(), dispatch: order.dispatch, heard: now, started: false };
+                let flight = Flight {
+                    claims: vec![(id, task)],
+                    lane: lane.clone(),
+                    dispatch: order.dispatch,
+                    heard: now,
+                    started: false,
+                };
                 self.flights.insert(key, flight);
                 *self.in_flight.entry(lane.clone()).or_default() += 1;
                 self.next_dispatch += 1;
@@ -649,7 +655,16 @@ impl Ledger {
 
     /// Fails a task, and with it its job.
     #[allow(clippy::too_many_arguments)] // what is told of a failure, and nothing else
-    fn fail(&mut self, id: &JobId, task: u32, message: &str, attempt: u32, worker: &str, now: Timestamp, effects: &mut Vec<Effect>) {
+    fn fail(
+        &mut self,
+        id: &JobId,
+        task: u32,
+        message: &str,
+        attempt: u32,
+        worker: &str,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(entry) = self.jobs.get_mut(id) else { return };
         let Some(work) = &mut entry.work else { return };
         work.states[task as usize] = TaskState::Failed;
@@ -746,8 +761,14 @@ impl Ledger {
         entry.outputs.insert(task, output);
         let ready = entry.done(task, false);
         let description = entry.describe(task);
-        let notice =
-            Notice::TaskFinished { task, description, worker: String::new(), attempt: 1, found: false, elapsed: Duration::ZERO };
+        let notice = Notice::TaskFinished {
+            task,
+            description,
+            worker: String::new(),
+            attempt: 1,
+            found: false,
+            elapsed: Duration::ZERO,
+        };
         entry.note(now, notice);
         effects.extend(ready.into_iter().map(|task| entry.assemble(task)));
         self.finish_if_done(id, now, effects);
@@ -911,9 +932,10 @@ impl Entry {
     /// Assembling tasks that have all they need and have not begun.
     fn ready_assemblies(&mut self) -> Vec<u32> {
         let Some(work) = &self.work else { return Vec::new() };
-        let ready = work.joins.iter().filter(|(task, lacking)| {
-            *lacking == 0 && work.states[*task as usize] == TaskState::Ready
-        });
+        let ready = work
+            .joins
+            .iter()
+            .filter(|(task, lacking)| *lacking == 0 && work.states[*task as usize] == TaskState::Ready);
         ready.map(|(task, _)| *task).collect()
     }
 
@@ -1095,8 +1117,7 @@ mod tests {
         fn assembled(&mut self, job: &str, task: usize) -> String {
             let key = self.key(job, task);
             let artifact = Artifact { key: "artifacts/x".to_owned(), digest: Digest::of(b"x"), size_bytes: 1 };
-            let output =
-                JobOutput { name: "p".to_owned(), artifact, format: Format::Png, size: Size::new(1, 1) };
+            let output = JobOutput { name: "p".to_owned(), artifact, format: Format::Png, size: Size::new(1, 1) };
             self.tell(Event::Assembled { job: job.parse().unwrap(), key, output })
         }
     }
@@ -1263,12 +1284,8 @@ mod tests {
         desk.admit(job("a", 400), &[0]);
         assert_eq!(desk.done("a", 1), "assemble a/2");
         let (key, lost) = (desk.key("a", 2), desk.key("a", 0));
-        let event = |missing| Event::NotAssembled {
-            job: "a".parse().unwrap(),
-            key,
-            message: "gone".to_owned(),
-            missing,
-        };
+        let event =
+            |missing| Event::NotAssembled { job: "a".parse().unwrap(), key, message: "gone".to_owned(), missing };
         assert_eq!(desk.tell(event(vec![lost])), "publish a/0");
         assert_eq!(desk.done("a", 0), "assemble a/2");
         assert_eq!(desk.tell(event(vec![])), "abandon a; a failed", "nothing to render again: it cannot be helped");

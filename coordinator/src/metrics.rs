@@ -22,8 +22,16 @@ impl Metrics {
     pub fn new() -> Self {
         let meter = global::meter("tessera.coordinator");
         Self {
-            created: meter.u64_counter("tessera.jobs.created").with_unit("{job}").with_description("jobs accepted").build(),
-            ended: meter.u64_counter("tessera.jobs.ended").with_unit("{job}").with_description("jobs ended, by state").build(),
+            created: meter
+                .u64_counter("tessera.jobs.created")
+                .with_unit("{job}")
+                .with_description("jobs accepted")
+                .build(),
+            ended: meter
+                .u64_counter("tessera.jobs.ended")
+                .with_unit("{job}")
+                .with_description("jobs ended, by state")
+                .build(),
             published: meter
                 .u64_counter("tessera.tasks.published")
                 .with_unit("{task}")

@@ -60,7 +60,10 @@ impl Roster {
     /// The least memory of a device of `class` that is present, in bytes.
     pub fn memory_of(&self, class: &ComputeClass, now: Timestamp) -> Option<u64> {
         let present = self.present(now).into_iter().map(|(worker, _)| worker);
-        present.filter(|worker| worker.class == *class && worker.memory_bytes > 0).map(|worker| worker.memory_bytes).min()
+        present
+            .filter(|worker| worker.class == *class && worker.memory_bytes > 0)
+            .map(|worker| worker.memory_bytes)
+            .min()
     }
 }
 

@@ -1,5 +1,6 @@
 """The chart makes objects that a cluster takes, that fit together, and that say what the programs understand."""
 
+import functools
 import json
 import re
 import unittest
@@ -13,12 +14,19 @@ from settings import ROOT, is_known_variable, keys, wrong_arguments
 COMPONENTS = ("coordinator", "worker")
 
 
-class Chart(unittest.TestCase):
-    def each_case(self):
+def in_each_case(test):
+    """Runs the test once for every case, with its objects."""
+
+    @functools.wraps(test)
+    def run(self):
         for name in CASES:
             with self.subTest(values=name):
-                yield name, case(name)
+                test(self, case(name))
 
+    return run
+
+
+class Chart(unittest.TestCase):
     def test_lint_finds_nothing(self):
         for name, values in CASES.items():
             with self.subTest(values=name):
@@ -26,11 +34,11 @@ class Chart(unittest.TestCase):
                 complaints = [found for found in report["messages"] if found["severity"] > 1]  # 1 is advice
                 self.assertEqual((complaints, report["errors"]), ([], []))
 
-    def test_every_object_is_valid(self):
-        for _, objects in self.each_case():
-            for found in objects:
-                with self.subTest(object=f"{found['kind']}/{found['metadata']['name']}"):
-                    validate(found)
+    @in_each_case
+    def test_every_object_is_valid(self, objects):
+        for found in objects:
+            with self.subTest(object=f"{found['kind']}/{found['metadata']['name']}"):
+                validate(found)
 
     def test_an_object_with_a_misspelt_field_is_not_valid(self):
         for kind in ("Deployment", "Service", "PodDisruptionBudget", "ScaledObject", "TriggerAuthentication"):
@@ -40,23 +48,25 @@ class Chart(unittest.TestCase):
                 with self.assertRaisesRegex(INVALID, "misspelt"):
                     validate(found)
 
-    def test_no_two_objects_share_a_name(self):
-        for _, objects in self.each_case():
-            names = [(found["kind"], found["metadata"]["name"]) for found in objects]
-            self.assertEqual(len(set(names)), len(names))
+    @in_each_case
+    def test_no_two_objects_share_a_name(self, objects):
+        names = [(found["kind"], found["metadata"]["name"]) for found in objects]
+        self.assertEqual(len(set(names)), len(names))
 
-    def test_every_variable_is_a_key_of_the_configuration(self):
-        for _, objects in self.each_case():
-            names = list(objects.one("ConfigMap")["data"])
-            for component in COMPONENTS:
-                names += [variable["name"] for variable in objects.container(component)["env"]]
-            self.assertEqual([name for name in names if not is_known_variable(name)], [])
-            self.assertIn("TESSERA_BROKER", names)
+    @in_each_case
+    def test_every_variable_is_a_key_of_the_configuration(self, objects):
+        names = list(objects.one("ConfigMap")["data"])
+        for component in COMPONENTS:
+            names += [variable["name"] for variable in objects.container(component)["env"]]
+        self.assertEqual([name for name in names if not is_known_variable(name)], [])
+        self.assertIn("TESSERA_BROKER", names)
 
-    def test_every_argument_is_a_flag_of_its_program(self):
-        for _, objects in self.each_case():
-            for component in COMPONENTS:
-                self.assertEqual(wrong_arguments(objects.container(component)["command"]), [])
+    @in_each_case
+    def test_every_argument_is_a_flag_of_its_program(self, objects):
+        for component in COMPONENTS:
+            self.assertEqual(wrong_arguments(objects.container(component)["command"]), [])
+
+    def test_a_flag_of_another_program_is_none(self):
         self.assertEqual(wrong_arguments(["tessera-worker", "--listen=0.0.0.0:7000"]), ["--listen=0.0.0.0:7000"])
 
     def test_settings_are_text_and_numbers_are_written_out(self):
@@ -78,14 +88,14 @@ class Chart(unittest.TestCase):
         _, notes = render(SECRETS)
         self.assertEqual([mark for mark in MARKS if mark in notes], [])
 
-    def test_no_secret_key_is_a_setting(self):
+    @in_each_case
+    def test_no_secret_key_is_a_setting(self, objects):
         secret = {key.variable for key in keys().values() if key.secret} | {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
         self.assertIn("TESSERA_BROKER", secret)
-        for _, objects in self.each_case():
-            self.assertEqual(secret & set(objects.one("ConfigMap")["data"]), set())
-            for component in COMPONENTS:
-                plain = [variable["name"] for variable in objects.container(component)["env"] if "value" in variable]
-                self.assertEqual(secret & set(plain), set())
+        self.assertEqual(secret & set(objects.one("ConfigMap")["data"]), set())
+        for component in COMPONENTS:
+            plain = [variable["name"] for variable in objects.container(component)["env"] if "value" in variable]
+            self.assertEqual(secret & set(plain), set())
 
     def test_a_secret_of_ones_own_takes_the_place_of_ours(self):
         objects = case("existing secret")
@@ -95,55 +105,49 @@ class Chart(unittest.TestCase):
             named = {variable["valueFrom"]["secretKeyRef"]["name"] for variable in objects.container(component)["env"]}
             self.assertEqual(named, {"mine"})
 
-    def test_what_is_referred_to_is_there(self):
-        for name, objects in self.each_case():
-            config_map, account = objects.one("ConfigMap"), objects.one("ServiceAccount")
-            for component in COMPONENTS:
-                pod, container = objects.pod(component), objects.container(component)
-                self.assertEqual(container["envFrom"], [{"configMapRef": {"name": config_map["metadata"]["name"]}}])
-                self.assertEqual(pod["serviceAccountName"], account["metadata"]["name"])
-                mounts = {mount["name"] for mount in container["volumeMounts"]}
-                self.assertEqual(mounts, {volume["name"] for volume in pod["volumes"]})
-                if name == "existing secret":
-                    continue
-                secret = objects.one("Secret")
+    @in_each_case
+    def test_what_is_referred_to_is_there(self, objects):
+        config_map, account = objects.one("ConfigMap"), objects.one("ServiceAccount")
+        for component in COMPONENTS:
+            pod, container = objects.pod(component), objects.container(component)
+            self.assertEqual(container["envFrom"], [{"configMapRef": {"name": config_map["metadata"]["name"]}}])
+            self.assertEqual(pod["serviceAccountName"], account["metadata"]["name"])
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            self.assertEqual(mounts, {volume["name"] for volume in pod["volumes"]})
+            for secret in objects.of("Secret"):  # none where there is one of their own
                 for variable in container["env"]:
                     wanted = variable["valueFrom"]["secretKeyRef"]
                     self.assertEqual(wanted["name"], secret["metadata"]["name"])
                     self.assertTrue(wanted["key"] in secret["stringData"] or wanted.get("optional"), wanted)
 
-    def test_selectors_select_one_deployment_each(self):
-        for _, objects in self.each_case():
-            labels = {
-                found["metadata"]["name"]: found["spec"]["template"]["metadata"]["labels"]
-                for found in objects.of("Deployment")
-            }
-            for found, component in [
-                *((found, found["metadata"]["name"]) for found in objects.of("Deployment")),
-                *((found, found["metadata"]["name"]) for found in objects.of("Service")),
-                *((found, found["metadata"]["name"]) for found in objects.of("PodDisruptionBudget")),
-            ]:
-                selector = found["spec"]["selector"]
-                selector = selector.get("matchLabels", selector)
-                selected = [name for name, own in labels.items() if selector.items() <= own.items()]
-                self.assertEqual(selected, [component], found["kind"])
+    @in_each_case
+    def test_selectors_select_one_deployment_each(self, objects):
+        labels = {
+            found["metadata"]["name"]: found["spec"]["template"]["metadata"]["labels"]
+            for found in objects.of("Deployment")
+        }
+        for found in (own for kind in ("Deployment", "Service", "PodDisruptionBudget") for own in objects.of(kind)):
+            selector = found["spec"]["selector"]
+            selector = selector.get("matchLabels", selector)
+            selected = [name for name, own in labels.items() if selector.items() <= own.items()]
+            self.assertEqual(selected, [found["metadata"]["name"]], found["kind"])
 
-    def test_every_process_says_whether_it_lives_and_is_ready(self):
-        for _, objects in self.each_case():
-            for component in COMPONENTS:
-                container = objects.container(component)
-                ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-                for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
-                    asked = container[probe]["httpGet"]
-                    self.assertEqual((asked["path"], ports[asked["port"]]), (path, 8080))
-                self.assertIn("--health-listen=0.0.0.0:8080", container["command"])
+    @in_each_case
+    def test_every_process_says_whether_it_lives_and_is_ready(self, objects):
+        for component in COMPONENTS:
+            container = objects.container(component)
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+                asked = container[probe]["httpGet"]
+                self.assertEqual((asked["path"], ports[asked["port"]]), (path, 8080))
+            self.assertIn("--health-listen=0.0.0.0:8080", container["command"])
 
-    def test_one_coordinator_writes_at_a_time(self):
-        for _, objects in self.each_case():
-            spec = objects.one("Deployment", "-coordinator")["spec"]
-            self.assertEqual((spec["replicas"], spec["strategy"]), (1, {"type": "Recreate"}))
-            budgets = [found["metadata"]["name"] for found in objects.of("PodDisruptionBudget")]
-            self.assertEqual([name for name in budgets if name.endswith("coordinator")], [])
+    @in_each_case
+    def test_one_coordinator_writes_at_a_time(self, objects):
+        spec = objects.one("Deployment", "-coordinator")["spec"]
+        self.assertEqual((spec["replicas"], spec["strategy"]), (1, {"type": "Recreate"}))
+        budgets = [found["metadata"]["name"] for found in objects.of("PodDisruptionBudget")]
+        self.assertEqual([name for name in budgets if name.endswith("coordinator")], [])
 
     def test_the_service_leads_to_grpc(self):
         objects = case("default")
@@ -158,15 +162,15 @@ class Chart(unittest.TestCase):
             self.assertEqual(grace, f"{seconds}s")
             self.assertGreaterEqual(case(name).pod("worker")["terminationGracePeriodSeconds"], seconds + 15)
 
-    def test_pods_may_do_nothing_but_run(self):
-        for _, objects in self.each_case():
-            for component in COMPONENTS:
-                pod, own = objects.pod(component), objects.container(component)["securityContext"]
-                self.assertTrue(pod["securityContext"]["runAsNonRoot"])
-                self.assertFalse(pod["automountServiceAccountToken"])
-                self.assertTrue(own["readOnlyRootFilesystem"])
-                self.assertFalse(own["allowPrivilegeEscalation"])
-                self.assertEqual(own["capabilities"], {"drop": ["ALL"]})
+    @in_each_case
+    def test_pods_may_do_nothing_but_run(self, objects):
+        for component in COMPONENTS:
+            pod, own = objects.pod(component), objects.container(component)["securityContext"]
+            self.assertTrue(pod["securityContext"]["runAsNonRoot"])
+            self.assertFalse(pod["automountServiceAccountToken"])
+            self.assertTrue(own["readOnlyRootFilesystem"])
+            self.assertFalse(own["allowPrivilegeEscalation"])
+            self.assertEqual(own["capabilities"], {"drop": ["ALL"]})
 
     def test_where_processes_write_is_a_volume(self):
         objects = case("default")

@@ -138,7 +138,10 @@ impl TryFrom<v1::TileOptions> for TilingRequest {
         if tile.auto {
             return match overlap {
                 0..128 => Ok(Self::Auto { overlap }),
-                _ => Err(InvalidField::new("upscale.tile.overlap", format!("is {overlap}, and 127 is the most with auto"))),
+                _ => Err(InvalidField::new(
+                    "upscale.tile.overlap",
+                    format!("is {overlap}, and 127 is the most with auto"),
+                )),
             };
         }
         if !(16..=65_536).contains(&side) {
@@ -170,7 +173,10 @@ impl TryFrom<v1::OutputOptions> for Output {
             0 => Output::default().quality,
             quality @ 1..=100 => quality as u8,
             quality => {
-                return Err(InvalidField::new("upscale.output.quality", format!("is {quality}, and 1 to 100 is wanted")));
+                return Err(InvalidField::new(
+                    "upscale.output.quality",
+                    format!("is {quality}, and 1 to 100 is wanted"),
+                ));
             }
         };
         if sample == Some(Sample::U16) && matches!(format, Some(Format::Jpeg | Format::Webp)) {
@@ -317,11 +323,7 @@ fn upscale_to_wire(upscale: &Upscale) -> v1::ResolvedUpscale {
 
 /// Writes an artifact.
 pub fn artifact_to_wire(artifact: &Artifact) -> v1::Artifact {
-    v1::Artifact {
-        key: artifact.key.clone(),
-        digest: artifact.digest.to_string(),
-        size_bytes: artifact.size_bytes,
-    }
+    v1::Artifact { key: artifact.key.clone(), digest: artifact.digest.to_string(), size_bytes: artifact.size_bytes }
 }
 
 /// Writes a finished picture.

@@ -237,9 +237,10 @@ impl Report {
         use v1::task_report as wire;
         let report: v1::TaskReport = decode(bytes)?;
         let outcome = match required("outcome", report.outcome)? {
-            wire::Outcome::Done(wire::Done { found, elapsed }) => {
-                Outcome::Done { found, elapsed: elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default() }
-            }
+            wire::Outcome::Done(wire::Done { found, elapsed }) => Outcome::Done {
+                found,
+                elapsed: elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default(),
+            },
             wire::Outcome::Failed(wire::Failed { message }) => Outcome::Failed { message },
             wire::Outcome::OutOfMemory(wire::OutOfMemory { message }) => Outcome::OutOfMemory { message },
             wire::Outcome::Retrying(wire::Retrying { message }) => Outcome::Retrying { message },

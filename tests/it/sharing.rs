@@ -82,8 +82,10 @@ async fn a_task_wanted_by_two_jobs_runs_once_and_survives_the_cancelling_of_one(
     let done = farm.finished(&second.id).await?;
     assert_eq!(done.job.state(), v1::JobState::Succeeded);
     let tiles = done.job.progress.unwrap_or_default().tasks_total - 1;
-    farm.until("the count of rendered tasks", |workers| workers.iter().map(|worker| worker.tasks_done).sum::<u64>() >= tiles)
-        .await?;
+    farm.until("the count of rendered tasks", |workers| {
+        workers.iter().map(|worker| worker.tasks_done).sum::<u64>() >= tiles
+    })
+    .await?;
     assert_eq!(rendered(&farm).await?, tiles, "each tile was rendered once\n{}", farm.logs());
     assert_eq!(farm.job(&first.id).await?.state(), v1::JobState::Cancelled);
     Ok(())

@@ -29,7 +29,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("lapin", &["broker"], "only `broker` knows RabbitMQ"),
     ("aws-sdk-s3", &["store"], "only `store` knows S3"),
     ("tonic", &["proto", "coordinator", "tessera"], "only the wire and its two ends speak gRPC"),
-    ("prost", &["proto", "coordinator"], "generated types stop at `proto`"),
+    ("prost", &["proto", "tessera"], "only the wire, and the documents of `tessera submit`, know protobuf"),
 ];
 
 #[test]

@@ -14,9 +14,7 @@ async fn one_connected_trace_follows_a_job_from_submit_to_the_last_put() -> Resu
     let Some(services) = services() else { return Ok(()) };
     let collector = Collector::start().await?;
     let endpoint = collector.endpoint();
-    let traced = |farm: Farm| {
-        farm.set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100")
-    };
+    let traced = |farm: Farm| farm.set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100");
     let farm = traced(Farm::with_workers(&services, 2)).start().await?;
     farm.add_model("quick", &compact(8, 2, 2)).await?;
     let folder = tempfile::TempDir::new()?;

@@ -94,13 +94,11 @@ impl Farm {
     pub fn with_workers(services: &Services, count: usize) -> Self {
         let number = FARMS.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{number}", std::process::id());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("a bound address");
         Self {
             services: Services { store: format!("{}/{name}", services.store), ..services.clone() },
             folder: TempDir::with_prefix("tessera-farm-").expect("a temporary folder"),
             name,
-            address,
+            address: free_address(),
             variables: Vec::new(),
             coordinator: None,
             workers: Vec::new(),
@@ -133,7 +131,14 @@ impl Farm {
 
     /// Starts the coordinator and the workers, and waits until all are there.
     pub async fn start(mut self) -> Result<Self> {
-        self.start_coordinator().await?;
+        while self.start_coordinator().await.is_err() {
+            // Somebody took the port in the moment between finding and using it.
+            if !self.log("coordinator").contains("cannot listen") {
+                bail!("the coordinator does not start\n{}", self.log("coordinator"));
+            }
+            std::fs::remove_file(self.log_path("coordinator"))?;
+            self.address = free_address();
+        }
         for _ in 0..self.wanted {
             self.add_worker()?;
         }
@@ -145,12 +150,15 @@ impl Farm {
     pub async fn start_coordinator(&mut self) -> Result<()> {
         let mut command = self.command("tessera-coordinator");
         command.args(["--listen", &self.address.to_string()]);
-        self.coordinator = Some(self.spawn(command, "coordinator")?);
-        let endpoint = tonic::transport::Endpoint::from_shared(self.url())?.timeout(LIMIT);
+        let child = self.coordinator.insert(spawn(&self.folder, command, "coordinator")?);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))?.timeout(LIMIT);
         let channel = within("the coordinator's answer", async {
             loop {
                 if let Ok(channel) = endpoint.connect().await {
                     return Ok(channel);
+                }
+                if let Some(status) = child.try_wait()? {
+                    bail!("the coordinator ended with {status}");
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -166,7 +174,7 @@ impl Farm {
         let mut command = self.command("tessera-worker");
         command.args(["--worker-id", &id, "--beat-interval", "200ms"]);
         command.args(["--model-cache".as_ref(), self.folder.path().join(format!("{id}-models")).as_os_str()]);
-        let child = self.spawn(command, &id)?;
+        let child = spawn(&self.folder, command, &id)?;
         self.workers.push((id.clone(), child));
         Ok(id)
     }
@@ -210,18 +218,8 @@ impl Farm {
         command
     }
 
-    fn spawn(&self, mut command: Command, name: &str) -> Result<Child> {
-        let log = self.log_path(name);
-        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-        writeln!(log, "--- start")?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command
-            .spawn()
-            .with_context(|| format!("cannot start {command:?}; `cargo build --release --workspace` makes it"))
-    }
-
     fn log_path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(format!("{name}.log"))
+        log_path(&self.folder, name)
     }
 
     /// What a process wrote on stderr.
@@ -388,6 +386,22 @@ impl Drop for Farm {
             let _ = child.wait();
         }
     }
+}
+
+fn log_path(folder: &TempDir, name: &str) -> PathBuf {
+    folder.path().join(format!("{name}.log"))
+}
+
+fn spawn(folder: &TempDir, mut command: Command, name: &str) -> Result<Child> {
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log_path(folder, name))?;
+    writeln!(log, "--- start")?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().with_context(|| format!("cannot start {command:?}; `cargo build --release --workspace` makes it"))
+}
+
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound address")
 }
 
 /// The program `name` as built beside this one.

@@ -12,11 +12,7 @@ use store::{Key, Store};
 use tempfile::NamedTempFile;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{
-    desk::now,
-    intake::scratch_refusal,
-    refusal::Refusal,
-};
+use crate::{desk::now, intake::scratch_refusal, refusal::Refusal};
 
 /// How long a presigned URL works.
 const URL_LIFETIME: Duration = Duration::from_secs(3600);
@@ -42,7 +38,10 @@ fn parse(digest: &str) -> Result<Digest, Refusal> {
 impl ArtifactsService {
     fn check_size(&self, bytes: u64) -> Result<(), Refusal> {
         if bytes > self.max_upload_bytes {
-            let why = format!("{bytes} bytes are more than the {} that may be uploaded (`max_upload_bytes`)", self.max_upload_bytes);
+            let why = format!(
+                "{bytes} bytes are more than the {} that may be uploaded (`max_upload_bytes`)",
+                self.max_upload_bytes
+            );
             return Err(Refusal::field("size_bytes", why));
         }
         Ok(())

@@ -10,7 +10,9 @@ use std::{
 use domain::job::{JobId, JobState, Timestamp};
 use futures::Stream;
 use proto::{
-    convert::{InvalidField, job_to_wire, millis_to_wire, output_to_wire, state_from_wire, state_to_wire, timestamp_to_wire},
+    convert::{
+        InvalidField, job_to_wire, millis_to_wire, output_to_wire, state_from_wire, state_to_wire, timestamp_to_wire,
+    },
     v1::{self, jobs_server::Jobs},
 };
 use service::telemetry;
@@ -122,7 +124,9 @@ impl JobsService {
         match state {
             JobState::Queued | JobState::Running => {}
             JobState::Succeeded => {
-                return Err(Refusal::Precondition { why: format!("job {id} succeeded: there is nothing to run again") });
+                return Err(Refusal::Precondition {
+                    why: format!("job {id} succeeded: there is nothing to run again"),
+                });
             }
             JobState::Failed | JobState::Cancelled => {
                 // Until its ending is stored, a job that ended a moment ago must not be run again: the ending would
@@ -145,7 +149,10 @@ fn gone(id: &JobId) -> Refusal {
 
 #[tonic::async_trait]
 impl Jobs for JobsService {
-    async fn create_job(&self, request: Request<v1::CreateJobRequest>) -> Result<Response<v1::CreateJobResponse>, Status> {
+    async fn create_job(
+        &self,
+        request: Request<v1::CreateJobRequest>,
+    ) -> Result<Response<v1::CreateJobResponse>, Status> {
         let span = info_span!("create_job");
         follow(&span, request.metadata());
         let traceparent = telemetry::traceparent_of(&span);
@@ -222,7 +229,10 @@ impl Jobs for JobsService {
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
 
-    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::CancelJobResponse>, Status> {
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let id = self.parse(&request.into_inner().job_id)?;
         self.desk.apply(Event::Cancelled(id.clone()));
         self.desk.settled().await;

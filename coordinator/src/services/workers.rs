@@ -16,7 +16,10 @@ pub struct WorkersService {
 
 #[tonic::async_trait]
 impl Workers for WorkersService {
-    async fn list_workers(&self, _: Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         let workers = self.roster.present(now()).into_iter().map(|(worker, seen)| worker.to_wire(Some(seen))).collect();
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }

@@ -188,10 +188,11 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
 /// The tiles of `picture`, once it is clear that its output can be written.
 pub fn grid(upscale: &Upscale, picture: &Picture) -> Result<TileGrid, PlanError> {
     let (scale, name) = (upscale.upscale_model.scale, &picture.name);
-    let size = picture
-        .size
-        .scaled(scale)
-        .ok_or_else(|| PlanError::TooLarge { name: name.clone(), size: picture.size, scale })?;
+    let size = picture.size.scaled(scale).ok_or_else(|| PlanError::TooLarge {
+        name: name.clone(),
+        size: picture.size,
+        scale,
+    })?;
     let (format, color, sample) = upscale.output.resolve(picture);
     format.check(size, color, sample).map_err(|source| PlanError::Output { name: name.clone(), source })?;
     Ok(TileGrid::new(picture.size, upscale.tiling, scale)?)

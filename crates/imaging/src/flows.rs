@@ -143,7 +143,7 @@ impl SegsUpscaler {
 
 /// The size to which a crop is enlarged where a side of it is no multiple of 8, so that the VAE does not cut too much.
 fn to_at_least_8(size: Size) -> Option<Size> {
-    if size.width % 8 == 0 && size.height % 8 == 0 {
+    if size.width.is_multiple_of(8) && size.height.is_multiple_of(8) {
         return None;
     }
     let factor = 8.0 / f64::from(size.width.min(size.height)) + 1.0;
@@ -360,7 +360,7 @@ impl FullSamplerSchedule {
     pub fn is_full(self, step: u32, total_steps: u32) -> bool {
         match self {
             Self::None => false,
-            Self::Interleave(n) => (step + 1) % (n + 1) == 0,
+            Self::Interleave(n) => (step + 1).is_multiple_of(n + 1),
             Self::Last(n) => step + n > total_steps,
             Self::Mixed => Self::Interleave(1).is_full(step, total_steps) || Self::Last(2).is_full(step, total_steps),
         }

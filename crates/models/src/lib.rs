@@ -15,5 +15,6 @@
 pub mod error;
 pub mod kernels;
 pub mod pad;
+pub mod processor;
 pub mod upscale;
 pub mod watch;

@@ -332,7 +332,8 @@ impl Raw {
                 scratch,
             },
             client: Client {
-                server: self.read("server", optional(|text| one_of(text, &["http://", "https://"]).map(str::to_owned)))?,
+                server: self
+                    .read("server", optional(|text| one_of(text, &["http://", "https://"]).map(str::to_owned)))?,
                 cache,
                 cache_limit_bytes: self.read("cache_limit_bytes", units::bytes)?,
             },

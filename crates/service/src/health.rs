@@ -46,10 +46,8 @@ impl Health {
     pub fn to_json(&self) -> serde_json::Value {
         let ready = self.is_ready();
         let parts = self.parts();
-        let parts: serde_json::Map<_, _> = parts
-            .iter()
-            .map(|(name, why)| (name.clone(), why.as_deref().unwrap_or("ok").into()))
-            .collect();
+        let parts: serde_json::Map<_, _> =
+            parts.iter().map(|(name, why)| (name.clone(), why.as_deref().unwrap_or("ok").into())).collect();
         serde_json::json!({ "ready": ready, "parts": parts })
     }
 
@@ -70,17 +68,11 @@ impl Health {
 }
 
 /// Binds `address` and serves `health` there until `stop`; returns the address with its real port.
-pub(crate) async fn serve(
-    address: SocketAddr,
-    health: Health,
-    stop: CancellationToken,
-) -> std::io::Result<SocketAddr> {
+pub(crate) async fn serve(address: SocketAddr, health: Health, stop: CancellationToken) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    let router = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .with_state(health);
+    let router =
+        Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(readyz)).with_state(health);
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
         if let Err(error) = served {
@@ -103,7 +95,10 @@ mod tests {
 
     async fn ask(address: SocketAddr, path: &str) -> (String, String) {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -34,9 +34,8 @@ pub fn main<const PARTS: u8>(
 ) -> ExitCode {
     let command = clap::Command::new(name).about(about).version(env!("CARGO_PKG_VERSION"));
     let matches = <Flags<PARTS> as clap::Args>::augment_args(command).get_matches();
-    let config = Flags::<PARTS>::from_arg_matches(&matches)
-        .map_err(anyhow::Error::from)
-        .and_then(|flags| load(flags, &[]));
+    let config =
+        Flags::<PARTS>::from_arg_matches(&matches).map_err(anyhow::Error::from).and_then(|flags| load(flags, &[]));
     match config.and_then(|config| run(name, config, body)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(&error, 1),
@@ -61,11 +60,7 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 ///
 /// # Errors
 /// When the process cannot start: the health address is taken, or an exporter cannot be built.
-pub fn run<T>(
-    name: &'static str,
-    config: Config,
-    body: impl AsyncFnOnce(Config, Context) -> T,
-) -> anyhow::Result<T> {
+pub fn run<T>(name: &'static str, config: Config, body: impl AsyncFnOnce(Config, Context) -> T) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let value = runtime.block_on(async {
         let telemetry = Telemetry::start(name, &config.telemetry)?;

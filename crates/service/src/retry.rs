@@ -77,20 +77,30 @@ mod tests {
     #[tokio::test]
     async fn what_comes_back_is_waited_for() {
         let mut count = 0;
-        let result = retry("the store", QUICK, |_| true, async || {
-            count += 1;
-            if count < 4 { Err("down") } else { Ok(count) }
-        });
+        let result = retry(
+            "the store",
+            QUICK,
+            |_| true,
+            async || {
+                count += 1;
+                if count < 4 { Err("down") } else { Ok(count) }
+            },
+        );
         assert_eq!(result.await, Ok(4));
     }
 
     #[tokio::test]
     async fn what_fails_for_good_is_not_tried_again() {
         let mut count = 0;
-        let result = retry("the store", QUICK, |error| *error != "forbidden", async || {
-            count += 1;
-            Err::<(), _>("forbidden")
-        });
+        let result = retry(
+            "the store",
+            QUICK,
+            |error| *error != "forbidden",
+            async || {
+                count += 1;
+                Err::<(), _>("forbidden")
+            },
+        );
         assert_eq!(result.await, Err("forbidden"));
         assert_eq!(count, 1);
     }

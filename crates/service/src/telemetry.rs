@@ -96,8 +96,7 @@ impl Telemetry {
         let mut tracer = SdkTracerProvider::builder().with_resource(resource.clone());
         if config.traces {
             let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().build();
-            tracer = tracer
-                .with_batch_exporter(exporter.map_err(|source| TelemetryError { signal: "spans", source })?);
+            tracer = tracer.with_batch_exporter(exporter.map_err(|source| TelemetryError { signal: "spans", source })?);
         }
         let mut meter = None;
         if config.metrics {
@@ -119,7 +118,7 @@ impl Telemetry {
         // Spans are exported whatever is logged: a quiet log must not tear a trace.
         let spans = filter_fn(|span| *span.level() <= Level::INFO && !span.target().starts_with("opentelemetry"));
         let subscriber = Registry::default()
-            .with(log.with_filter(EnvFilter::new(&config.log)))
+            .with(log.with_filter(EnvFilter::new(format!("opentelemetry=warn,{}", config.log)))) // it tells of itself
             .with(tracing_opentelemetry::layer().with_tracer(tracer.tracer("tessera")).with_filter(spans));
         if tracing::subscriber::set_global_default(subscriber).is_ok() {
             global::set_tracer_provider(tracer.clone());

@@ -131,7 +131,7 @@ pub struct Upscale {
     /// Which jobs go first
     #[arg(long, value_enum, default_value_t = Priority::Normal)]
     pub priority: Priority,
-    /// A note on the job; may be given several times
+    /// A note on the job; may be given several times [default: none]
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
     /// Workers of the embedded farm; each renders one tile at a time on the whole device
@@ -248,7 +248,7 @@ pub struct Models {
 /// `tessera models …`.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// Lists the models of the farm
+    /// Lists the models of the farm; without a server, those that are built in
     List(Ask),
     /// Says what a weights file holds; asks no farm
     Inspect {
@@ -454,7 +454,8 @@ mod tests {
         fn walk(command: &clap::Command) {
             for arg in command.get_opts().filter(|arg| arg.get_action().takes_values() && !arg.is_required_set()) {
                 let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-                let told = help.contains("[default") || help.contains("default:") || !arg.get_default_values().is_empty();
+                let told =
+                    help.contains("[default") || help.contains("default:") || !arg.get_default_values().is_empty();
                 assert!(told, "{} --{}: {help}", command.get_name(), arg.get_long().unwrap_or_default());
             }
             command.get_subcommands().for_each(walk);

@@ -155,13 +155,9 @@ pub fn refused(status: &Status) -> anyhow::Error {
         ("", None) => status.code().description().to_owned(),
         (message, _) => message.to_owned(),
     };
-    let mut error = anyhow!("{message}");
-    // The message of a refusal about a field begins with its path; say it once.
-    if let Some(violation) = violations.first()
-        && !violation.field.is_empty()
-    {
-        error = anyhow!("`{}` {}", violation.field, violation.description);
-    }
+    let named = violations.iter().filter(|violation| !violation.field.is_empty());
+    let named: Vec<_> = named.map(|violation| format!("{}: {}", violation.field, violation.description)).collect();
+    let error = if named.is_empty() { anyhow!("{message}") } else { anyhow!("{}", named.join("; ")) };
     let told = match status.code() {
         Code::InvalidArgument => error.context("the farm cannot take this request"),
         Code::NotFound => error.context("the farm does not have what the request names"),
@@ -190,7 +186,8 @@ mod tests {
         let details = ErrorDetails::with_bad_request_violation("upscale.tile.overlap", "is 64, and must be less");
         let status = Status::with_error_details(Code::InvalidArgument, "upscale.tile.overlap: is 64", details);
         let text = service::report::text(&refused(&status));
-        let lines = "error: the farm cannot take this request\n  cause: `upscale.tile.overlap` is 64, and must be less\n";
+        let lines =
+            "error: the farm cannot take this request\n  cause: upscale.tile.overlap: is 64, and must be less\n";
         assert_eq!(text, lines);
     }
 

@@ -26,12 +26,14 @@ use clap::Parser as _;
 use cli::{Cli, Command, JobsCommand, ModelsCommand};
 use exit::{Failure, Outcome};
 use service::{
-    config::{Config, ConfigError, Flags, Given},
+    config::{Config, ConfigError, Flags},
     report::with_hint,
 };
 
 /// What a command logs that answers a person: what is wrong, and nothing else.
 const QUIET: &[(&str, &str)] = &[("log", "warn")];
+/// What `doctor` logs: what it finds is its own to tell.
+const SILENT: &[(&str, &str)] = &[("log", "error")];
 /// What a process logs that serves.
 const SERVING: &[(&str, &str)] = &[];
 
@@ -43,7 +45,9 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Upscale(mut args) => {
             let config = load(std::mem::take(&mut args.config), QUIET)?;
-            service::run("tessera", config, async |config, context| command::upscale::run(*args, config, context).await)?
+            service::run("tessera", config, async |config, context| {
+                command::upscale::run(*args, config, context).await
+            })?
         }
         Command::Serve(mut args) => {
             let config = load(std::mem::take(&mut args.config), SERVING)?;
@@ -77,9 +81,7 @@ fn run(command: Command) -> Outcome {
                 command::jobs::fetch(&job.job, &output, force, job.ask.json, config).await
             }),
         },
-        Command::Workers(args) => {
-            ask(args.config, async |config| command::workers::run(args.json, config).await)
-        }
+        Command::Workers(args) => ask(args.config, async |config| command::workers::run(args.json, config).await),
         Command::Models(args) => match args.command {
             ModelsCommand::List(flags) => {
                 ask(flags.config, async |config| command::models::list(flags.json, config).await)
@@ -95,7 +97,7 @@ fn run(command: Command) -> Outcome {
         }
         Command::Doctor(args) => {
             let json = args.json;
-            ask(args.config, async |config| command::doctor::run(json, config).await)
+            briefly(load(args.config, SILENT)?, async |config| command::doctor::run(json, config).await)
         }
         Command::Config(args) => command::config::run(*args),
     }
@@ -103,11 +105,7 @@ fn run(command: Command) -> Outcome {
 
 /// Loads the configuration; an error says what to do about it.
 fn load<const PARTS: u8>(flags: Flags<PARTS>, defaults: &[(&'static str, &str)]) -> anyhow::Result<Config> {
-    load_given(flags.given(), defaults)
-}
-
-fn load_given(given: Given, defaults: &[(&'static str, &str)]) -> anyhow::Result<Config> {
-    Config::load(given, defaults).map_err(|error: ConfigError| {
+    Config::load(flags.given(), defaults).map_err(|error: ConfigError| {
         let hint = error.hint();
         with_hint(error, hint)
     })
@@ -115,7 +113,11 @@ fn load_given(given: Given, defaults: &[(&'static str, &str)]) -> anyhow::Result
 
 /// Runs a command that asks a farm and is done.
 fn ask<const PARTS: u8>(flags: Flags<PARTS>, body: impl AsyncFnOnce(Config) -> Outcome) -> Outcome {
-    let config = load(flags, QUIET)?;
+    briefly(load(flags, QUIET)?, body)
+}
+
+/// Runs a command that is done soon; ctrl-c ends it where it stands.
+fn briefly(config: Config, body: impl AsyncFnOnce(Config) -> Outcome) -> Outcome {
     service::run("tessera", config, async |config, context| {
         tokio::select! {
             outcome = body(config) => outcome,

@@ -58,7 +58,7 @@ fn by_extension(output: &Path, format: Option<Format>) -> anyhow::Result<Format>
     let extension = output.extension().unwrap_or_default().to_string_lossy().into_owned();
     match (Format::from_extension(&extension), format) {
         (Some(named), Some(asked)) if named != asked => {
-            bail!("`{}` is called a {named} file, but --format asks for {asked}", output.display())
+            bail!("`{}` is called a {} file, but --format asks for {}", output.display(), named.name(), asked.name())
         }
         (_, Some(asked)) => Ok(asked),
         (Some(named), None) => Ok(named),

@@ -67,7 +67,10 @@ pub fn afterwords(job: &v1::Job) -> Vec<String> {
     let mut lines: Vec<String> = job.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
     for failure in &job.failures {
         let worker = if failure.worker.is_empty() { String::new() } else { format!(" on {}", failure.worker) };
-        lines.push(format!("  cause: {} failed{worker}, attempt {}: {}", failure.description, failure.attempt, failure.message));
+        lines.push(format!(
+            "  cause: {} failed{worker}, attempt {}: {}",
+            failure.description, failure.attempt, failure.message
+        ));
     }
     lines
 }

@@ -3,22 +3,22 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use candle_core::{DType, Device, Tensor};
 use domain::{digest::Digest, task::ComputeClass};
-use models::{error::ModelError, kernels, upscale::Upscaler};
+use models::{
+    error::ModelError,
+    processor::{Kind, Processor},
+    upscale::Upscaler,
+};
 use service::config;
 use weights::checkpoint::Checkpoint;
 
 use super::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, cache::Cache};
 use crate::memory;
 
-/// The numbers that are computed with: equal to the reference on every device.
-const DTYPE: DType = DType::F32;
-
 /// Runs the networks of `models`, and keeps those used last in memory.
 #[derive(Debug)]
 pub struct UpscaleEngine {
-    device: Device,
+    processor: Processor,
     name: String,
     class: ComputeClass,
     loaded: Cache<Upscaler>,
@@ -30,27 +30,26 @@ impl UpscaleEngine {
     /// # Errors
     /// If the device is not there, or this program was built without support for it.
     pub fn open(device: config::Device, model_memory_bytes: u64) -> anyhow::Result<Self> {
-        let (opened, kind) = match device {
-            config::Device::Cpu => (Ok(Device::Cpu), "cpu"),
-            config::Device::Cuda(ordinal) => (Device::new_cuda(ordinal), "cuda"),
-            config::Device::Metal(ordinal) => (Device::new_metal(ordinal), "metal"),
+        let (kind, kind_name) = match device {
+            config::Device::Cpu => (Kind::Cpu, "cpu"),
+            config::Device::Cuda(ordinal) => (Kind::Cuda(ordinal), "cuda"),
+            config::Device::Metal(ordinal) => (Kind::Metal(ordinal), "metal"),
         };
-        let opened = opened.with_context(|| format!("cannot open device `{device}`"))?;
-        let level = kernels::level(&opened, DTYPE).with_context(|| format!("device `{device}` cannot compute"))?;
-        let class = ComputeClass::new(kind, &level.replace('.', "-"), DTYPE.as_str())?;
+        let processor = Processor::open(kind).with_context(|| format!("cannot open device `{device}`"))?;
+        let class = ComputeClass::new(kind_name, &processor.level().replace('.', "-"), processor.dtype())?;
         let name = match device {
             config::Device::Cpu => {
                 format!("cpu, {} threads", std::thread::available_parallelism().map_or(1, usize::from))
             }
             config::Device::Cuda(_) | config::Device::Metal(_) => device.to_string(),
         };
-        Ok(Self { device: opened, name, class, loaded: Cache::new(model_memory_bytes) })
+        Ok(Self { processor, name, class, loaded: Cache::new(model_memory_bytes) })
     }
 
     fn load(&self, model: Digest, weights: &Path) -> Result<(Upscaler, u64), RenderError> {
         let unreadable = |source| RenderError::Weights { model, source };
         let checkpoint = Checkpoint::open(weights).map_err(unreadable)?;
-        let upscaler = Upscaler::load(&checkpoint, &self.device, DTYPE).map_err(|source| match source {
+        let upscaler = self.processor.load(&checkpoint).map_err(|source| match source {
             ModelError::Checkpoint(source) => RenderError::Weights { model, source },
             ModelError::Detect(source) => RenderError::Network { model, source },
             source => RenderError::Model { model, source },
@@ -59,7 +58,7 @@ impl UpscaleEngine {
         if (inputs, outputs) != (3, 3) {
             return Err(RenderError::Channels { model, inputs, outputs });
         }
-        let size_bytes = upscaler.facts().parameters * DTYPE.size_in_bytes() as u64;
+        let size_bytes = upscaler.facts().parameters * self.processor.number_bytes();
         Ok((upscaler, size_bytes))
     }
 
@@ -71,19 +70,20 @@ impl UpscaleEngine {
             return Err(RenderError::Scale { model, found, planned });
         }
         let (h, w) = (region.height as usize, region.width as usize);
-        if let (Device::Cpu, Some(memory)) = (&self.device, memory::of_this_machine()) {
+        if let Some(memory) = self.processor.is_cpu().then(memory::of_this_machine).flatten() {
             // A processor that runs out of memory ends the process instead of the call.
             let (needs_bytes, free_bytes) = (upscaler.memory_estimate(h, w), memory.free_bytes);
             if needs_bytes > free_bytes {
                 return Err(RenderError::TooLarge { size: region.size(), needs_bytes, free_bytes });
             }
         }
-        let samples = run(&upscaler, rgb, h, w, watch).map_err(|source| match source {
-            ModelError::Interrupted => RenderError::Interrupted,
-            ModelError::OutOfMemory(_) => RenderError::OutOfMemory { size: region.size(), source },
-            ModelError::Device(_) => RenderError::Device { source },
-            source => RenderError::Model { model, source },
-        })?;
+        let samples =
+            upscaler.run_pixels(rgb, h, w, &|done: f64| watch.tell(done as f32)).map_err(|source| match source {
+                ModelError::Interrupted => RenderError::Interrupted,
+                ModelError::OutOfMemory(_) => RenderError::OutOfMemory { size: region.size(), source },
+                ModelError::Device(_) => RenderError::Device { source },
+                source => RenderError::Model { model, source },
+            })?;
         // Clamping to 0 and 1 leaves nothing else that could be wrong with a sample.
         if samples.iter().any(|sample| sample.is_nan()) {
             return Err(RenderError::NotANumber { model });
@@ -92,24 +92,13 @@ impl UpscaleEngine {
     }
 }
 
-/// Runs `upscaler` on pixels `[h][w][3]`, and returns pixels `[h*scale][w*scale][3]`.
-fn run(upscaler: &Upscaler, rgb: &[f32], h: usize, w: usize, watch: &Watch) -> Result<Vec<f32>, ModelError> {
-    let tile = Tensor::from_slice(rgb, (1, h, w, 3), upscaler.device())?;
-    let tile = tile.permute((0, 3, 1, 2))?.contiguous()?; // [1, 3, h, w]
-    let picture = upscaler.run(&tile, &|done: f64| watch.tell(done as f32))?; // [1, 3, h*scale, w*scale]
-    Ok(picture.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?)
-}
-
 impl Engine for UpscaleEngine {
     fn class(&self) -> &ComputeClass {
         &self.class
     }
 
     fn device(&self) -> DeviceFacts {
-        let memory = match self.device {
-            Device::Cpu => memory::of_this_machine(),
-            Device::Cuda(_) | Device::Metal(_) => None,
-        };
+        let memory = self.processor.is_cpu().then(memory::of_this_machine).flatten();
         DeviceFacts {
             name: self.name.clone(),
             memory_bytes: memory.map_or(0, |memory| memory.total_bytes),
@@ -186,18 +175,6 @@ mod tests {
         assert!(pixels.iter().all(|sample| (0.0..=1.0).contains(sample)));
         assert_eq!(watch.fraction(), 1.0);
         assert_eq!(case.engine.device().models, [case.work.model]);
-
-        // The same numbers as the network gives by itself, channel by channel.
-        let checkpoint = Checkpoint::open(&case.work.weights).unwrap();
-        let upscaler = Upscaler::load(&checkpoint, &Device::Cpu, DTYPE).unwrap();
-        let planes: Vec<f32> = (0..3).flat_map(|c| case.work.rgb.iter().skip(c).step_by(3).copied()).collect();
-        let tile = Tensor::from_vec(planes, (1, 3, 5, 7), &Device::Cpu).unwrap();
-        let picture = upscaler.run(&tile, &models::watch::Unwatched).unwrap();
-        let planes: Vec<f32> = picture.flatten_all().unwrap().to_vec1().unwrap();
-        let (width, height) = (14, 10);
-        for (x, y, c) in [(0, 0, 0), (13, 9, 2), (4, 7, 1)] {
-            assert_eq!(pixels[(y * width + x) * 3 + c], planes[(c * height + y) * width + x], "{x} {y} {c}");
-        }
     }
 
     #[test]

@@ -37,7 +37,8 @@ fn a_program_has_its_own_defaults_and_anything_else_goes_before_them() {
 
 #[test]
 fn a_file_may_have_tables_numbers_and_units() {
-    let file = "max_upload_bytes = 4096\nstuck_task = '2m'\n[limits]\nmax_side = 1_000\nmax_whole_picture_bytes = '1GB'";
+    let file =
+        "max_upload_bytes = 4096\nstuck_task = '2m'\n[limits]\nmax_side = 1_000\nmax_whole_picture_bytes = '1GB'";
     let config = load(&[], &[], file).unwrap();
     assert_eq!(config.coordinator.max_upload_bytes, 4096);
     assert_eq!(config.coordinator.stuck_task, Duration::from_secs(120));
@@ -127,7 +128,10 @@ fn passwords_are_not_printed() {
 #[test]
 fn what_lies_in_memory_cannot_be_shared() {
     let shared = |store, broker| {
-        load(&["--store", store, "--broker", broker], &[], "").unwrap().require_shared().map_err(|error| error.to_string())
+        load(&["--store", store, "--broker", broker], &[], "")
+            .unwrap()
+            .require_shared()
+            .map_err(|error| error.to_string())
     };
     assert_eq!(shared("s3://b", "amqp://r"), Ok(()));
     assert!(shared("s3://b", "memory:").unwrap_err().starts_with("`broker`"));

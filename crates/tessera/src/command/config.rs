@@ -32,9 +32,9 @@ fn show(raw: &Raw, json: bool) {
         Origin::Default => "default".to_owned(),
     };
     if json {
-        let values = raw.lines().map(|(key, text, from)| {
-            (key.name.to_owned(), json!({ "value": text, "origin": origin(from) }))
-        });
+        let values = raw
+            .lines()
+            .map(|(key, text, from)| (key.name.to_owned(), json!({ "value": text, "origin": origin(from) })));
         return output::json(&serde_json::Value::Object(values.collect()));
     }
     // In TOML, keys in tables come after those that are in none.

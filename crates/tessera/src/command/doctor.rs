@@ -7,6 +7,7 @@ use proto::v1;
 use serde_json::json;
 use service::{
     config::{Config, Device, units::show_bytes},
+    hide_password,
     report::{self, with_hint},
 };
 use tokio::task::spawn_blocking;
@@ -93,12 +94,20 @@ async fn check_cache(config: Config) -> anyhow::Result<String> {
 
 async fn check_store(config: Config) -> anyhow::Result<String> {
     let store = store::open(&config.store).await.map_err(|error| {
-        with_hint(error, "TESSERA_STORE wants s3://bucket/prefix, file:///folder or memory:")
+        let cure = match &error {
+            store::StoreError::InvalidUrl { .. } | store::StoreError::InvalidKey { .. } => {
+                "TESSERA_STORE wants s3://bucket/prefix, file:///folder or memory:"
+            }
+            _ => "name another place in TESSERA_STORE, or make this one usable",
+        };
+        with_hint(anyhow::Error::new(error).context(format!("cannot open {}", hide_password(&config.store))), cure)
     })?;
     store.check().await.map_err(|error| {
         let cure = match &error {
             store::StoreError::MissingBucket { .. } => "make the bucket, or name another in TESSERA_STORE",
-            store::StoreError::Forbidden { .. } => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do",
+            store::StoreError::Forbidden { .. } => {
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do"
+            }
             store::StoreError::Full { .. } => "make space, or name another place in TESSERA_STORE",
             _ => "is it up? TESSERA_STORE says which, AWS_ENDPOINT_URL where",
         };
@@ -115,7 +124,9 @@ async fn check_broker(config: Config) -> anyhow::Result<String> {
     };
     let cure = |error: broker::BrokerError| {
         let cure = match &error {
-            broker::BrokerError::Refused { .. } => "check the user, the password and the virtual host in TESSERA_BROKER",
+            broker::BrokerError::Refused { .. } => {
+                "check the user, the password and the virtual host in TESSERA_BROKER"
+            }
             broker::BrokerError::Address { .. } => "TESSERA_BROKER wants amqp://user:password@host/vhost or memory:",
             _ => "is RabbitMQ up? TESSERA_BROKER says where it is",
         };
@@ -126,7 +137,9 @@ async fn check_broker(config: Config) -> anyhow::Result<String> {
     let warning = broker.delivery_warning(config.worker.longest_task);
     broker.close().await;
     match warning {
-        Some(warning) => Err(with_hint(anyhow!("{warning}"), "raise RabbitMQ's `consumer_timeout`, or lower `longest_task`")),
+        Some(warning) => {
+            Err(with_hint(anyhow!("{warning}"), "raise RabbitMQ's `consumer_timeout`, or lower `longest_task`"))
+        }
         None => Ok(format!("{} answers", broker.describe())),
     }
 }
@@ -146,7 +159,10 @@ async fn check_device(device: Device) -> anyhow::Result<String> {
     let opened = spawn_blocking(move || UpscaleEngine::open(device, 0)).await?;
     let engine = opened.map_err(|error| {
         let error = error.context(format!("the device `{device}` cannot be used"));
-        with_hint(error, "TESSERA_DEVICE=cpu always works; `cuda` and `metal` need a build with that feature and a driver")
+        with_hint(
+            error,
+            "TESSERA_DEVICE=cpu always works; `cuda` and `metal` need a build with that feature and a driver",
+        )
     })?;
     Ok(format!("{device} renders as class {}", engine.class()))
 }

@@ -196,7 +196,17 @@ fn show(job: &v1::Job, json: bool) {
     let mut lines = vec![
         ("job", job.id.clone()),
         ("state", watch::word(job.state()).to_owned()),
-        ("tiles", format!("{}/{} done, {} found, {} running, {} failed", progress.tasks_done, progress.tasks_total, progress.tasks_found, progress.tasks_running, progress.tasks_failed)),
+        (
+            "tiles",
+            format!(
+                "{}/{} done, {} found, {} running, {} failed",
+                progress.tasks_done,
+                progress.tasks_total,
+                progress.tasks_found,
+                progress.tasks_running,
+                progress.tasks_failed
+            ),
+        ),
         ("created", moment(job.created_at.as_ref())),
     ];
     if job.finished_at.is_some() {
@@ -213,7 +223,9 @@ fn show(job: &v1::Job, json: bool) {
     }
     if let Some(v1::job::Kind::Upscale(upscale)) = &job.kind {
         let pictures = upscale.pictures.iter();
-        lines.extend(pictures.map(|picture| ("picture", format!("{} {}x{}", picture.name, picture.width, picture.height))));
+        lines.extend(
+            pictures.map(|picture| ("picture", format!("{} {}x{}", picture.name, picture.width, picture.height))),
+        );
         lines.push(("model", format!("{} ({}x)", upscale.upscale_model, upscale.scale)));
         lines.push(("tile", format!("{} pixels, overlap {}", upscale.tile_side, upscale.tile_overlap)));
         lines.push(("class", upscale.compute_class.clone()));

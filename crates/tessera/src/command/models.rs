@@ -9,7 +9,11 @@ use service::{
     config::{Config, units::show_bytes},
     report::{Hinted as _, with_hint},
 };
-use weights::{builtin::BUILTIN, checkpoint::Checkpoint, detect::detect};
+use weights::{
+    builtin::{BUILTIN, Builtin},
+    checkpoint::Checkpoint,
+    detect::detect,
+};
 
 use crate::{
     client::{Farm, call},
@@ -19,12 +23,17 @@ use crate::{
 
 /// Lists the models of the farm; without a server, those that are built in.
 pub async fn list(json: bool, config: Config) -> Outcome {
-    let farm = Farm::configured(&config).await?;
-    let answer = call("ListModels", || {
-        let mut models = farm.models.clone();
-        async move { models.list_models(v1::ListModelsRequest {}).await }
-    });
-    let models = answer.await?.models;
+    let models = match config.client.server {
+        Some(server) => {
+            let farm = Farm::connect(&server).await?;
+            let answer = call("ListModels", || {
+                let mut models = farm.models.clone();
+                async move { models.list_models(v1::ListModelsRequest {}).await }
+            });
+            answer.await?.models
+        }
+        None => BUILTIN.iter().map(built_in).collect::<anyhow::Result<_>>()?,
+    };
     if json {
         output::json(&models.iter().map(|model| wire_json::show("Model", model)).collect());
         return Ok(());
@@ -32,6 +41,25 @@ pub async fn list(json: bool, config: Config) -> Outcome {
     let rows: Vec<_> = models.iter().map(row).collect();
     output::table(["MODEL", "SCALE", "ARCHITECTURE", "PARAMETERS", "SIZE", "DIGEST"], &rows);
     Ok(())
+}
+
+/// A built-in model as a farm shows it.
+fn built_in(builtin: &Builtin) -> anyhow::Result<v1::Model> {
+    let context = || format!("the built-in model `{}` is damaged", builtin.name);
+    let checkpoint = Checkpoint::from_bytes(builtin.bytes).with_context(context)?;
+    let facts = detect(&checkpoint).with_context(context)?.facts;
+    Ok(v1::Model {
+        name: builtin.name.to_owned(),
+        digest: domain::digest::Digest::of(builtin.bytes).to_string(),
+        architecture: facts.architecture,
+        scale: facts.scale,
+        input_channels: facts.input_channels,
+        output_channels: facts.output_channels,
+        parameters: facts.parameters,
+        size_bytes: builtin.bytes.len() as u64,
+        builtin: true,
+        tags: facts.tags,
+    })
 }
 
 fn row(model: &v1::Model) -> [String; 6] {
@@ -84,7 +112,9 @@ fn model_name(path: &Path) -> String {
 pub async fn resolve(farm: &Farm, model: Option<&str>, scale: Option<u32>) -> anyhow::Result<v1::Model> {
     match (model, scale) {
         (Some(file), _) if Path::new(file).is_file() => add_file(farm, Path::new(file), None).await,
-        (Some(name), _) => farm.model(name).await.with_context(|| format!("there is no model `{name}`, and no such file")),
+        (Some(name), _) => {
+            farm.model(name).await.with_context(|| format!("there is no model `{name}`, and no such file"))
+        }
         (None, None) => {
             let builtin = BUILTIN.first().context("no model is built in")?;
             farm.model(builtin.name).await
@@ -108,7 +138,8 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
     for tensor in checkpoint.tensors().values() {
         *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
     }
-    let network = detect(&checkpoint).with_context(|| format!("`{}` holds no network that Tessera knows", file.display()))?;
+    let network =
+        detect(&checkpoint).with_context(|| format!("`{}` holds no network that Tessera knows", file.display()))?;
     let facts = &network.facts;
     if json {
         output::json(&json!({

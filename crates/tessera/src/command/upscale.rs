@@ -143,14 +143,16 @@ impl Picture<'_> {
             self.progress.say(&format!("{name}: {}", line.trim_start()));
         }
         if job.state() != JobState::Succeeded {
-            let error = anyhow!("job {} {}", job.id, watch::word(job.state())).context(format!("no result for `{name}`"));
+            let error =
+                anyhow!("job {} {}", job.id, watch::word(job.state())).context(format!("no result for `{name}`"));
             self.tell(&error);
             return Ok(Fate::Failed);
         }
         let made = job.outputs.first().context("the job succeeded without a result")?;
         let artifact = made.artifact.as_ref().context("the result has no artifact")?;
         transfer::download(self.farm, artifact, &self.errand.output).await?;
-        let value = json!({ "name": name, "job": job.id, "output": output, "result": wire_json::show("JobOutput", made) });
+        let value =
+            json!({ "name": name, "job": job.id, "output": output, "result": wire_json::show("JobOutput", made) });
         self.progress.give(&output, &value);
         Ok(Fate::Done)
     }

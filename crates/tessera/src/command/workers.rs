@@ -38,12 +38,5 @@ fn row(worker: &v1::Worker) -> [String; 6] {
         _ if worker.draining => "is leaving".to_owned(),
         _ => "waits".to_owned(),
     };
-    [
-        worker.id.clone(),
-        worker.compute_class.clone(),
-        worker.device.clone(),
-        memory,
-        worker.tasks_done.to_string(),
-        now,
-    ]
+    [worker.id.clone(), worker.compute_class.clone(), worker.device.clone(), memory, worker.tasks_done.to_string(), now]
 }
