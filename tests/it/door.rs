@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use imaging::{
-    encode::EncodeOptions,
+    encode::{Compression, EncodeOptions},
     picture::{Color, Format, Sample},
 };
 use proto::v1;
@@ -45,9 +45,7 @@ async fn what_cannot_be_done_is_refused_with_its_field() -> Result<()> {
     check(b"not a picture at all", quick(), Code::InvalidArgument, picture, "not a PNG").await?;
     check(b"", quick(), Code::InvalidArgument, picture, "empty").await?;
     check(&bomb(), quick(), Code::InvalidArgument, picture, "limits.max_pixels").await?;
-    let mut nan = encoded(4, 4, EncodeOptions::new(Format::Tiff, Color::Rgb, Sample::F32));
-    poison(&mut nan);
-    check(&nan, quick(), Code::InvalidArgument, picture, "NaN").await?;
+    check(&not_a_number(), quick(), Code::InvalidArgument, picture, "NaN").await?;
     check(&good, job("no-such-model", 64), Code::NotFound, "upscale.upscale_model", "no-such-model").await?;
     check(&good, job("quick", 16), Code::InvalidArgument, "upscale.tile.overlap", "less than").await?;
     let jpeg = v1::OutputOptions { format: "jpeg".to_owned(), ..Default::default() };
@@ -97,9 +95,16 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Puts a NaN into the pixels of an uncompressed float TIFF... wherever its first sample lies.
-fn poison(tiff: &mut [u8]) {
-    let _ = tiff;
+/// A float TIFF with a NaN in its first pixel.
+fn not_a_number() -> Vec<u8> {
+    let options =
+        EncodeOptions { compression: Compression::None, ..EncodeOptions::new(Format::Tiff, Color::Rgb, Sample::F32) };
+    let mut bytes = encoded(4, 4, options);
+    // The made picture begins with one half and one.
+    let first = [0.5_f32.to_le_bytes(), 1.0_f32.to_le_bytes()].concat();
+    let start = bytes.windows(8).position(|window| window == first).expect("uncompressed samples");
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    bytes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

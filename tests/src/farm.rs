@@ -172,7 +172,7 @@ impl Farm {
         let id = format!("worker-{}", self.next_worker);
         self.next_worker += 1;
         let mut command = self.command("tessera-worker");
-        command.args(["--worker-id", &id, "--beat-interval", "200ms"]);
+        command.args(["--worker-id", &id]);
         command.args(["--model-cache".as_ref(), self.folder.path().join(format!("{id}-models")).as_os_str()]);
         let child = spawn(&self.folder, command, &id)?;
         self.workers.push((id.clone(), child));
@@ -213,6 +213,7 @@ impl Farm {
             .env("TESSERA_STORE", &self.services.store)
             .env("TESSERA_SCRATCH", self.folder.path())
             .env("TESSERA_CACHE", self.folder.path().join("cache"))
+            .env("TESSERA_BEAT_INTERVAL", "200ms")
             .env("TESSERA_LOG", "info")
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
