@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Bytes that the tiles' rows of one band may take; three bands are in memory at once.
-const BAND_BYTES: u64 = 24 << 20;
+const BAND_BYTES: u64 = 12 << 20;
 
 /// How many reads from the store are under way at once.
 const CONCURRENT_READS: usize = 8;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use broker::{Broker, Message, QueueSpec};
 use domain::job::{Job, JobId};
-use proto::farm::{Names, Order, Revocation};
+use proto::farm::{Names, Revocation};
 use service::telemetry;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -13,7 +13,7 @@ use tracing::{Instrument as _, info_span};
 use crate::{
     assemble::{AssembleError, Assembler},
     desk::{Desk, Errand},
-    ledger::{Effect, Event, Lane},
+    ledger::{Effect, Event, Lane, TracedOrder},
     metrics::Metrics,
     records::Records,
     refusal::chain,
@@ -67,7 +67,7 @@ impl Dispatch {
             while let Ok(errand) = errands.try_recv() {
                 batch.push(errand);
             }
-            let mut orders: Vec<(Lane, Vec<(Order, Option<String>)>)> = Vec::new();
+            let mut orders: Vec<(Lane, Vec<TracedOrder>)> = Vec::new();
             for errand in batch {
                 let effects = match errand {
                     Errand::Effects(effects) => effects,
@@ -139,7 +139,7 @@ impl Dispatch {
     }
 
     /// Publishes orders of one queue, and keeps at it until the broker has them: publishing twice does no harm.
-    async fn publish(&self, lane: &Lane, orders: Vec<(Order, Option<String>)>, declared: &mut Vec<String>) {
+    async fn publish(&self, lane: &Lane, orders: Vec<TracedOrder>, declared: &mut Vec<String>) {
         let Some(queue) = self.names.tasks(&lane.0, lane.1) else { return };
         // A batch can hold orders of several jobs, each with its own trace.
         let mut spans: HashMap<Option<String>, (tracing::Span, std::collections::BTreeMap<String, String>)> =

@@ -59,7 +59,7 @@ impl Inbox {
                         events.push(Event::Reported(report));
                         done.push(delivery);
                     }
-                    Err(error) => self.park(delivery, &error).await,
+                    Err(error) => self.park(delivery, chain(&error)).await,
                 }
             }
             self.desk.apply_all(events);
@@ -88,7 +88,7 @@ impl Inbox {
                     self.desk.settled().await;
                     log_stale(delivery.ack().await);
                 }
-                Err(error) => self.park(delivery, &error).await,
+                Err(error) => self.park(delivery, chain(&error)).await,
             }
         }
     }
@@ -133,8 +133,8 @@ impl Inbox {
     }
 
     /// Puts a message that nobody can read where people can look at it, and goes on.
-    async fn park(&self, delivery: Delivery, error: &dyn std::error::Error) {
-        tracing::error!(error = chain(error), message.id = delivery.message.id, "parked a message that is not ours");
+    async fn park(&self, delivery: Delivery, error: String) {
+        tracing::error!(error, message.id = delivery.message.id, "parked a message that is not ours");
         let Message { id, headers, body } = delivery.message.clone();
         match self.broker.publish(&self.names.parked(), Message { id, headers, body }).await {
             Ok(()) => log_stale(delivery.ack().await),

@@ -108,8 +108,8 @@ pub enum Effect {
     Publish {
         /// Which queue.
         lane: Lane,
-        /// The orders, each with the `traceparent` of its job.
-        orders: Vec<(Order, Option<String>)>,
+        /// The orders.
+        orders: Vec<TracedOrder>,
     },
     /// Tell the workers that orders are void.
     Revoke {
@@ -134,6 +134,9 @@ pub enum Effect {
     /// Store how the job ended.
     StoreEnding(JobId, Ending),
 }
+
+/// An order, with the `traceparent` of its job.
+pub type TracedOrder = (Order, Option<String>);
 
 /// A queue of tasks: who may take them, and how urgent they are.
 pub type Lane = (Place, Priority);
@@ -845,7 +848,7 @@ impl Ledger {
 
         // A task that nobody speaks of, and that no longer waits on its queue either, is published again.
         let patience = self.rules.stuck_task.as_millis() as u64;
-        let mut again: BTreeMap<Lane, Vec<(Order, Option<String>)>> = BTreeMap::new();
+        let mut again: BTreeMap<Lane, Vec<TracedOrder>> = BTreeMap::new();
         let mut stuck: Vec<_> = self
             .flights
             .iter()

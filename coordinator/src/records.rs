@@ -72,7 +72,7 @@ impl Records {
         let read = keys.map(|key| async move {
             let job: Option<Job> = match get_json(&*self.store, key.as_str()).await {
                 Err(error @ RecordError::Unreadable { .. }) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "passed over a job record");
+                    tracing::error!(error = crate::refusal::chain(&error), "passed over a job record");
                     None
                 }
                 other => other?,

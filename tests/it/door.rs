@@ -158,3 +158,28 @@ async fn pictures_of_every_kind_come_back_as_they_were() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_or_broker_that_is_down_at_start_is_waited_for_and_then_named() -> Result<()> {
+    let folder = tempfile::TempDir::new()?;
+    let store = format!("file://{}", folder.path().display());
+    let nowhere = "amqp://guest:secret-word@127.0.0.1:1/%2f";
+    let cases = [
+        ("tessera-worker", store.as_str(), nowhere, "127.0.0.1:1"),
+        ("tessera-coordinator", store.as_str(), nowhere, "127.0.0.1:1"),
+        ("tessera-coordinator", "s3://bucket/prefix", nowhere, "s3://bucket/prefix"),
+    ];
+    for (program, store, broker, words) in cases {
+        let mut command = std::process::Command::new(tests::farm::binary(program));
+        command.args(["--store", store, "--start-timeout", "1s", "--broker-patience", "1s"]);
+        command.env("TESSERA_BROKER", broker).env("TESSERA_CACHE", folder.path());
+        command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
+        command.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b").env("AWS_REGION", "us-east-1");
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{program}: {told}");
+        assert!(told.contains(words) && told.contains("hint:"), "{program}: {told}");
+        assert!(!told.contains("secret-word"), "no password is told: {told}");
+    }
+    Ok(())
+}

@@ -44,10 +44,8 @@ impl Parts {
         {
             let (config, store, broker) = (config.coordinator.clone(), store.clone(), broker.clone());
             let context = context.clone();
-            let runtime = tokio::runtime::Handle::current();
-            running.spawn_blocking(move || {
-                let coordinator = coordinator::run(&config, store, broker, listener, context);
-                ("coordinator".to_owned(), runtime.block_on(coordinator))
+            running.spawn(async move {
+                ("coordinator".to_owned(), coordinator::run(&config, store, broker, listener, context).await)
             });
         }
         for number in 1..=workers {

@@ -139,7 +139,7 @@ fn a_farm_that_serves_takes_jobs_from_other_programs() {
     let ask = |line: &str| tessera(folder.path(), &format!("{line} --server {}", farm.server));
 
     let document = r#"{ "request_id": "one", "labels": { "album": "holiday" }, "upscale": {
-        "pictures": [{ "path": "photo.png" }], "upscale_model": "tessera-2x", "compute_class": "cpu.none.f32" } }"#;
+        "pictures": [{ "path": "photo.png" }], "upscale_model": "tessera-2x", "compute_class": "cpu.absent.f32" } }"#;
     std::fs::write(folder.path().join("job.json"), document).unwrap();
     let submitted = ask("submit job.json");
     let id = String::from_utf8(submitted.stdout).unwrap().trim().to_owned();
@@ -154,7 +154,8 @@ fn a_farm_that_serves_takes_jobs_from_other_programs() {
     check(&ask(&format!("jobs watch {id}")), 1, &format!("{id} cancelled\n"));
     says(&ask(&format!("jobs fetch {id}")), 1, &["is cancelled and has no results"]);
 
-    std::fs::write(folder.path().join("two.json"), document.replace("one", "two").replace("cpu.none.f32", "")).unwrap();
+    std::fs::write(folder.path().join("two.json"), document.replace("one", "two").replace("cpu.absent.f32", ""))
+        .unwrap();
     let watched = ask("submit two.json --watch");
     let words = String::from_utf8(watched.stdout).unwrap();
     let (id, state) = words.trim().split_once(' ').unwrap();

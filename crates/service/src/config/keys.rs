@@ -211,7 +211,7 @@ pub const KEYS: &[Key] = &[
         "The most memory that loaded models may take; one is always kept",
     ),
     key("beat_interval", WORKER, "time", Is("2s"), "How often a worker says that it is alive"),
-    key("longest_task", WORKER, "time", Is("1800s"), "The longest that a task is expected to take"),
+    key("longest_task", WORKER, "time", Is("1200s"), "The longest that a task is expected to take"),
     key(
         "grace",
         WORKER,

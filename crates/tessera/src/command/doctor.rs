@@ -109,6 +109,7 @@ async fn check_store(config: Config) -> anyhow::Result<String> {
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do"
             }
             store::StoreError::Full { .. } => "make space, or name another place in TESSERA_STORE",
+            store::StoreError::Refused { .. } => "check the names in TESSERA_STORE",
             _ => "is it up? TESSERA_STORE says which, AWS_ENDPOINT_URL where",
         };
         with_hint(anyhow::Error::new(error).context(format!("{} does not work", store.describe())), cure)
