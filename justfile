@@ -20,7 +20,7 @@ test:
     scripts/test
 
 # The recorded cases of the reference; DIR holds folders with a cases.json.
-goldens DIR="tests/golden/pixels":
+goldens DIR="tests/golden":
     cargo build --release --workspace --bin goldens
     target/release/goldens {{DIR}}
 

@@ -94,27 +94,28 @@ impl Catalog {
         Ok(())
     }
 
-    /// The model of a name or a digest.
+    /// The model of a name or a digest. It is called what was asked for: a model can have several names.
     pub async fn find(&self, model: &str) -> Result<Option<ModelRecord>, Refusal> {
-        let digest = match model.parse::<Digest>() {
-            Ok(digest) => Some(digest),
-            Err(_) if is_name(model) => get_json(&*self.store, &layout::model_name(model)).await?,
-            Err(_) => None,
+        let (digest, name) = match model.parse::<Digest>() {
+            Ok(digest) => (Some(digest), None),
+            Err(_) if is_name(model) => (get_json(&*self.store, &layout::model_name(model)).await?, Some(model)),
+            Err(_) => (None, None),
         };
-        match digest {
-            Some(digest) => Ok(get_json(&*self.store, &layout::model_record(digest)).await?),
-            None => Ok(None),
-        }
+        let Some(digest) = digest else { return Ok(None) };
+        let record: Option<ModelRecord> = get_json(&*self.store, &layout::model_record(digest)).await?;
+        Ok(record.map(|record| match name {
+            Some(name) => ModelRecord { name: name.to_owned(), ..record },
+            None => record,
+        }))
     }
 
-    /// All models, by name.
+    /// All models, by name; one with several names comes several times.
     pub async fn all(&self) -> Result<Vec<ModelRecord>, Refusal> {
-        let listed: Vec<_> = self.store.list(layout::MODEL_RECORDS).try_collect().await?;
+        let listed: Vec<_> = self.store.list(layout::MODEL_NAMES).try_collect().await?;
         let mut records = Vec::with_capacity(listed.len());
         for entry in listed {
-            records.extend(get_json::<ModelRecord>(&*self.store, entry.key.as_str()).await?);
+            records.extend(self.find(&entry.key.as_str()[layout::MODEL_NAMES.len()..]).await?);
         }
-        records.sort_by(|a, b| (&a.name, a.digest).cmp(&(&b.name, b.digest)));
         Ok(records)
     }
 

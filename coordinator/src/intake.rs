@@ -8,6 +8,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use domain::{
@@ -46,6 +47,9 @@ use crate::{
 
 /// The revision of the decoders: raised whenever they give other pixels for a file, so that bands are made anew.
 const DECODE_REVISION: u32 = 1;
+
+/// How long a job that names no class waits for a first worker to be heard of.
+const WORKERS_HEARD_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many bands are on their way to the store while the next is decoded.
 const BANDS_IN_TRANSFER: usize = 4;
@@ -150,7 +154,7 @@ impl Intake {
             );
             return Err(Refusal::field(field, why));
         }
-        let class = self.class_for(&request)?;
+        let class = self.class_for(&request).await?;
         let tiling = match request.tiling {
             TilingRequest::Fixed(tiling) => tiling,
             TilingRequest::Auto { overlap } => {
@@ -179,7 +183,7 @@ impl Intake {
         })
     }
 
-    fn class_for(&self, request: &UpscaleRequest) -> Result<ComputeClass, Refusal> {
+    async fn class_for(&self, request: &UpscaleRequest) -> Result<ComputeClass, Refusal> {
         let precision = request.precision;
         if let Some(class) = &request.class {
             return if class.offers(precision) {
@@ -190,7 +194,19 @@ impl Intake {
             };
         }
         let default = self.default_class.clone().filter(|class| class.offers(precision));
-        self.roster.best_class(precision, now()).or(default).ok_or_else(|| Refusal::Precondition {
+        if let Some(class) = self.roster.best_class(precision, now()).or(default) {
+            return Ok(class);
+        }
+        // A coordinator that has just started has not heard its workers yet.
+        let heard = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                if let Some(class) = self.roster.best_class(precision, now()) {
+                    return class;
+                }
+            }
+        };
+        tokio::time::timeout(WORKERS_HEARD_WITHIN, heard).await.map_err(|_| Refusal::Precondition {
             why: "no worker is there that computes as exactly as the job asks; start one, name a `compute_class` to \
                   wait for, or configure `default_class`"
                 .to_owned(),

@@ -212,7 +212,7 @@ fn check(case: &Case, tensors: &Tensors, got: &Got) -> Result<Option<Closeness>,
     let mut worst: Option<Closeness> = None;
     let mut reason: Option<String> = None;
     for output in case.outputs() {
-        let want = tensors.get(&output.tensor).map_err(|error| Miss::Wrong(format!("{error:#}"), None))?;
+        let want = case.tensor(tensors, &output.tensor).map_err(|error| Miss::Wrong(format!("{error:#}"), None))?;
         let Some(got) = got.tensors.get(&output.name) else {
             return Err(Miss::Wrong(format!("`{}` was not computed", output.name), None));
         };
@@ -226,10 +226,10 @@ fn check(case: &Case, tensors: &Tensors, got: &Got) -> Result<Option<Closeness>,
         }
     }
     for (name, want) in case.expected() {
-        let Some(got) = got.values.get(name) else {
+        let Some(got) = got.values.get(&name) else {
             return Err(Miss::Wrong(format!("`{name}` was not computed"), worst));
         };
-        if let Err(why) = compare::values(name, got, want) {
+        if let Err(why) = compare::values(&name, got, want) {
             return Err(Miss::Wrong(why, worst));
         }
     }

@@ -17,16 +17,16 @@ pub fn model(digest: Digest) -> String {
 
 /// What is known about a model.
 pub fn model_record(digest: Digest) -> String {
-    format!("{MODEL_RECORDS}{digest}.json")
+    format!("model-records/{digest}.json")
 }
-
-/// Where all model records lie.
-pub const MODEL_RECORDS: &str = "model-records/";
 
 /// The digest of the model that a name stands for.
 pub fn model_name(name: &str) -> String {
-    format!("model-names/{name}")
+    format!("{MODEL_NAMES}{name}")
 }
+
+/// Where all names of models lie.
+pub const MODEL_NAMES: &str = "model-names/";
 
 /// The shape of a decoded picture; written last, so that where it is, the bands are too.
 pub fn raster_info(picture: Digest) -> String {

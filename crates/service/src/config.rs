@@ -259,10 +259,12 @@ impl Config {
     /// Refuses a store or a broker that lies in this process, where the farm's other processes cannot reach it.
     pub fn require_shared(&self) -> Result<(), ConfigError> {
         let in_memory = |address: &str| address.starts_with("memory:");
-        match () {
-            () if in_memory(self.broker.expose()) => Err(ConfigError::NotShared { key: "broker" }),
-            () if in_memory(&self.store) => Err(ConfigError::NotShared { key: "store" }),
-            () => Ok(()),
+        if in_memory(self.broker.expose()) {
+            Err(ConfigError::NotShared { key: "broker" })
+        } else if in_memory(&self.store) {
+            Err(ConfigError::NotShared { key: "store" })
+        } else {
+            Ok(())
         }
     }
 }

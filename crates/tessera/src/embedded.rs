@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use broker::{Broker, MemoryBroker};
-use service::config::Config;
+use service::{Secret, config::Config};
 use store::{FolderStore, Store};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,8 @@ use one_run::OneRun;
 
 /// How often a new farm is asked whether its workers are there.
 const READY_INTERVAL: Duration = Duration::from_millis(20);
-/// How often embedded workers say that they are there: they have no network to spare.
+/// How often workers in this process say that they are there, where there is no network to spare: the coordinator
+/// begins to listen a moment after they begin to speak, and nobody should wait for their second word.
 const BEAT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A farm that runs in this process until it is [stopped](Parts::stop).
@@ -41,6 +42,7 @@ impl Parts {
     ) -> Self {
         let mut running = JoinSet::new();
         let stop = context.shutdown.clone();
+        let in_memory = config.broker.expose().starts_with("memory:");
         {
             let (config, store, broker) = (config.coordinator.clone(), store.clone(), broker.clone());
             let context = context.clone();
@@ -51,6 +53,9 @@ impl Parts {
         for number in 1..=workers {
             let mut config = config.worker.clone();
             config.id = format!("{}-{number}", config.id);
+            if in_memory {
+                config.beat_interval = config.beat_interval.min(BEAT_INTERVAL);
+            }
             let (store, broker, context) = (store.clone(), broker.clone(), context.clone());
             running.spawn(async move {
                 let name = format!("worker {}", config.id);
@@ -107,7 +112,7 @@ impl Embedded {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen on this machine's loopback")?;
         let address = listener.local_addr().context("cannot tell the address served")?;
         let mut config = config.clone();
-        config.worker.beat_interval = BEAT_INTERVAL;
+        config.broker = Secret::new("memory:");
         // Not the process's own: the client cancels its jobs before the farm stops.
         let context = service::Context::default();
         let store = Arc::new(OneRun::over(folder.clone()));

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::compare::Tolerance;
 
-/// Which document describes a set of cases.
+/// How the cases of a set are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Pixel operations and upscaling networks.
@@ -33,14 +33,24 @@ pub struct Case {
     pub group: String,
     /// Its name, unique within the set.
     pub name: String,
-    /// The folder of its set.
-    folder: Arc<Path>,
+    /// What it shares with the other cases of its set.
+    set: Arc<Set>,
     /// All that `cases.json` says of it.
     body: Value,
 }
 
+/// What the cases of a set share.
+#[derive(Debug, Default)]
+struct Set {
+    folder: PathBuf,
+    /// The tensors that cases call `inputs:NAME`, of the detailers form.
+    inputs: Tensors,
+    /// `models.json`, of the same.
+    models: Value,
+}
+
 /// An output that a case wants.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Output {
     /// What the case calls it.
     pub name: String,
@@ -81,11 +91,16 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Case>> {
         Some(_) if file.get("conventions").is_some() => Form::Pixels,
         _ => Form::Diffusion,
     };
-    let folder: Arc<Path> = folder.into();
+    let mut set = Set { folder: folder.to_owned(), ..Set::default() };
+    if form == Form::Detailers {
+        set.inputs = Tensors::read(folder.join("inputs.safetensors"))?;
+        set.models = serde_json::from_slice(&std::fs::read(folder.join("models.json"))?)?;
+    }
+    let set = Arc::new(set);
     let case = |body: &Value| {
         let text = |key: &str| body[key].as_str().map(str::to_owned).with_context(|| format!("a case lacks `{key}`"));
         let group = text(if form == Form::Detailers { "node" } else { "op" })?;
-        Ok(Case { form, group, name: text("name")?, folder: folder.clone(), body: body.clone() })
+        Ok(Case { form, group, name: text("name")?, set: set.clone(), body: body.clone() })
     };
     bodies.iter().map(case).collect()
 }
@@ -113,7 +128,7 @@ impl Case {
     /// The tensors it names. A case that names none needs no file.
     pub fn tensors(&self) -> anyhow::Result<Tensors> {
         let path = match self.body["file"].as_str() {
-            Some(file) => self.folder.join(file),
+            Some(file) => self.set.folder.join(file),
             None => return Ok(Tensors::default()),
         };
         let names_any =
@@ -124,8 +139,22 @@ impl Case {
         Tensors::read(path)
     }
 
-    /// What is to be compared, of the forms whose outputs are tensors by name.
+    /// What `models.json` says of the model that the case calls `key`.
+    pub fn model(&self, key: &str) -> anyhow::Result<&Value> {
+        let name = self.body[key].as_str().with_context(|| format!("the case has no model `{key}`"))?;
+        self.set.models["models"].get(name).with_context(|| format!("models.json has no model `{name}`"))
+    }
+
+    /// The tensors that are to be compared.
+    ///
+    /// Outputs of the detailers form may nest; each of their tensors is named by its path, `segs.items.0.cropped_mask`.
     pub fn outputs(&self) -> Vec<Output> {
+        if self.form == Form::Detailers {
+            let leaves = self.leaves().into_iter();
+            let output =
+                |(name, value): (String, &Value)| Some(Output { name, tensor: tensor_name(value)?.to_owned() });
+            return leaves.filter_map(output).collect();
+        }
         let outputs = self.body["outputs"].as_object().into_iter().flatten();
         let output = |(name, value): (&String, &Value)| {
             // Pixels: {"tensor": name, ...}; diffusion: the name itself.
@@ -139,16 +168,38 @@ impl Case {
     pub fn tolerance(&self, output: &str) -> Tolerance {
         let number = |value: &Value| value.as_f64().unwrap_or(0.0);
         match self.form {
-            Form::Pixels => Tolerance { atol: number(&self.body["tolerance"][output]["max_abs"]), rtol: 0.0 },
-            Form::Diffusion | Form::Detailers => {
-                Tolerance { atol: number(&self.body["atol"]), rtol: number(&self.body["rtol"]) }
+            Form::Pixels => {
+                Tolerance { atol: number(&self.body["tolerance"][output]["max_abs"]), rtol: 0.0, rms: None }
+            }
+            Form::Diffusion => {
+                Tolerance { atol: number(&self.body["atol"]), rtol: number(&self.body["rtol"]), rms: None }
+            }
+            Form::Detailers => {
+                let kind = match output {
+                    "latent" | "hidden" => "latent",
+                    _ => "image",
+                };
+                let bound = |of: &str| number(&self.body["tolerance"][format!("{kind}_{of}")]);
+                Tolerance { atol: bound("max_abs"), rtol: 0.0, rms: Some(bound("rms")) }
             }
         }
     }
 
-    /// What is expected besides tensors.
-    pub fn expected(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.body["expect"].as_object().into_iter().flatten()
+    /// What is expected besides tensors, by name as in [`Self::outputs`].
+    pub fn expected(&self) -> Vec<(String, &Value)> {
+        if self.form == Form::Detailers {
+            return self.leaves().into_iter().filter(|(_, value)| tensor_name(value).is_none()).collect();
+        }
+        let expect = self.body["expect"].as_object().into_iter().flatten();
+        expect.map(|(name, value)| (name.clone(), value)).collect()
+    }
+
+    /// The outputs of the detailers form taken apart into tensors and whatever holds none, each with its path.
+    fn leaves(&self) -> Vec<(String, &Value)> {
+        let mut found = Vec::new();
+        let outputs = self.body["outputs"].as_object().into_iter().flatten();
+        outputs.for_each(|(name, value)| put_leaves(name.clone(), value, &mut found));
+        found
     }
 
     /// Whether the reference failed here, so that a refusal is the right answer.
@@ -159,20 +210,59 @@ impl Case {
 
     /// Whether the reference gave NaN, in place of which we may refuse.
     pub fn expects_nan(&self, tensors: &Tensors) -> bool {
-        let mut outputs = self.outputs().into_iter().filter_map(|output| tensors.get(&output.tensor).ok());
+        let mut outputs = self.outputs().into_iter().filter_map(|output| self.tensor(tensors, &output.tensor).ok());
         outputs.any(|tensor| tensor.data.iter().any(|x| x.is_nan()))
     }
 
     /// The input called `name`.
-    pub fn input<'t>(&self, tensors: &'t Tensors, name: &str) -> anyhow::Result<&'t Tensor> {
-        let value = &self.body["inputs"][name];
+    pub fn input<'t>(&'t self, tensors: &'t Tensors, name: &str) -> anyhow::Result<&'t Tensor> {
+        let value = match self.form {
+            Form::Pixels | Form::Diffusion => &self.body["inputs"][name],
+            Form::Detailers => &self.body[name],
+        };
         let tensor = value.as_str().or_else(|| value["tensor"].as_str());
-        tensors.get(tensor.with_context(|| format!("the case has no input `{name}`"))?)
+        self.tensor(tensors, tensor.with_context(|| format!("the case has no input `{name}`"))?)
+    }
+
+    /// The tensor that the case calls `name`: one of its own file, or one that its set shares.
+    pub fn tensor<'t>(&'t self, tensors: &'t Tensors, name: &str) -> anyhow::Result<&'t Tensor> {
+        match name.strip_prefix(SHARED) {
+            Some(name) => self.set.inputs.get(name),
+            None => tensors.get(name),
+        }
     }
 
     /// Whether it has an input called `name`.
     pub fn has_input(&self, name: &str) -> bool {
         self.body["inputs"].get(name).is_some()
+    }
+}
+
+/// Begins the name of a tensor that the cases of a set share.
+const SHARED: &str = "inputs:";
+
+/// The tensor that an output of the detailers form names, if it is one.
+fn tensor_name(value: &Value) -> Option<&str> {
+    value.as_str().filter(|name| ["in.", "out.", SHARED].iter().any(|prefix| name.starts_with(prefix)))
+}
+
+fn holds_tensor(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(holds_tensor),
+        Value::Object(fields) => fields.values().any(holds_tensor),
+        _ => tensor_name(value).is_some(),
+    }
+}
+
+fn put_leaves<'v>(path: String, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
+    match value {
+        Value::Array(items) if holds_tensor(value) => {
+            items.iter().enumerate().for_each(|(i, item)| put_leaves(format!("{path}.{i}"), item, found));
+        }
+        Value::Object(fields) if holds_tensor(value) => {
+            fields.iter().for_each(|(name, field)| put_leaves(format!("{path}.{name}"), field, found));
+        }
+        _ => found.push((path, value)),
     }
 }
 
@@ -208,5 +298,35 @@ impl Tensors {
     /// The tensor called `name` in the file.
     pub fn get(&self, name: &str) -> anyhow::Result<&Tensor> {
         self.by_name.get(name).with_context(|| format!("{} has no tensor `{name}`", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_nested_output_is_left_out() {
+        let outputs = json!({
+            "segs": {"shape": [8, 9], "items": [{"label": "face", "bbox": [1, 2, 3, 4], "image": "out.segs.0.image"}]},
+            "cnet_images": ["black:64x64"],
+            "latent": "out.latent",
+        });
+        let (group, name, set) = (String::new(), String::new(), Arc::default());
+        let case = Case { form: Form::Detailers, group, name, set, body: json!({"outputs": outputs}) };
+
+        let tensor = |name: &str, tensor: &str| Output { name: name.to_owned(), tensor: tensor.to_owned() };
+        let images = tensor("segs.items.0.image", "out.segs.0.image");
+        assert_eq!(case.outputs(), [tensor("latent", "out.latent"), images]);
+        let expected: BTreeMap<_, _> = case.expected().into_iter().map(|(path, value)| (path, value.clone())).collect();
+        let want = json!({
+            "segs.shape": [8, 9],
+            "segs.items.0.label": "face",
+            "segs.items.0.bbox": [1, 2, 3, 4],
+            "cnet_images": ["black:64x64"],
+        });
+        assert_eq!(json!(expected), want);
     }
 }

@@ -6,16 +6,19 @@ use serde_json::Value;
 
 use super::cases::Tensor;
 
-/// How far a value may be off: `atol + rtol * |want|`.
+/// How far a value may be off: `atol + rtol * |want|`, and how far all of them together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// The same for all values.
     pub atol: f64,
     /// In proportion to the value.
     pub rtol: f64,
+    /// The root of the mean of the squares, where it is bounded.
+    pub rms: Option<f64>,
 }
 
-/// Where a byte may tip over, so many values must be this close all the same: it tells a tipped byte from a wrong rule.
+/// Where a byte may tip over and nothing bounds the whole, so many values must be this close all the same: it tells a
+/// tipped byte from a wrong rule.
 const BYTE: f64 = 1.0 / 255.0;
 const CLOSE: f64 = 1e-5;
 const CLOSE_SHARE: f64 = 0.99;
@@ -37,6 +40,8 @@ pub struct Closeness {
     at: Vec<usize>,
     /// Share of values within 1e-5, where that is asked for.
     close_share: Option<f64>,
+    /// How far all values are off together, and how far they might be, where that is bounded.
+    rms: Option<(f64, f64)>,
 }
 
 impl Closeness {
@@ -44,6 +49,9 @@ impl Closeness {
     pub fn miss(&self) -> Option<String> {
         if self.ratio > 1.0 {
             return Some(format!("{self}, {} for {}", self.pair.0, self.pair.1));
+        }
+        if let Some((rms, allowed)) = self.rms.filter(|(rms, allowed)| rms > allowed) {
+            return Some(format!("`{}` off by {rms:.2e} of {allowed:.2e} in the root mean square", self.output));
         }
         let share = self.close_share.filter(|share| *share < CLOSE_SHARE)?;
         Some(format!("only {:.2} % of `{}` are within {CLOSE:e}", 100.0 * share, self.output))
@@ -68,7 +76,7 @@ pub fn tensors(name: &str, got: &Tensor, want: &Tensor, tolerance: &Tolerance) -
     if core(&got.shape) != core(&want.shape) || got.data.len() != want.data.len() {
         return Err(format!("`{name}` has shape {:?} instead of {:?}", got.shape, want.shape));
     }
-    let (mut worst, mut worst_at, mut close) = ((0.0, 0.0, tolerance.atol), 0, 0usize);
+    let (mut worst, mut worst_at, mut close, mut squares) = ((0.0, 0.0, tolerance.atol), 0, 0usize, 0.0);
     for (at, (&got, &want)) in got.data.iter().zip(&want.data).enumerate() {
         let off = match (got.is_nan(), want.is_nan()) {
             (true, true) => 0.0,
@@ -79,6 +87,7 @@ pub fn tensors(name: &str, got: &Tensor, want: &Tensor, tolerance: &Tolerance) -
         let allowed = tolerance.atol + tolerance.rtol * f64::from(want.abs());
         let ratio = if off == 0.0 { 0.0 } else { off / allowed };
         close += usize::from(off <= CLOSE);
+        squares += off * off;
         if ratio > worst.0 {
             (worst, worst_at) = ((ratio, off, allowed), at);
         }
@@ -87,9 +96,12 @@ pub fn tensors(name: &str, got: &Tensor, want: &Tensor, tolerance: &Tolerance) -
     let mut at: Vec<_> = want.shape.iter().rev().map(|&side| (rest % side, rest /= side).0).collect();
     at.reverse();
     let pair = got.data.get(worst_at).copied().zip(want.data.get(worst_at).copied()).unwrap_or_default();
-    let close_share = (tolerance.atol >= BYTE && !want.data.is_empty()).then(|| close as f64 / want.data.len() as f64);
+    let count = want.data.len().max(1) as f64;
+    let asks_share = tolerance.atol >= BYTE && tolerance.rms.is_none() && !want.data.is_empty();
+    let close_share = asks_share.then(|| close as f64 / count);
+    let rms = tolerance.rms.map(|allowed| ((squares / count).sqrt(), allowed));
     let (ratio, off, allowed) = worst;
-    Ok(Closeness { output: name.to_owned(), ratio, off, allowed, pair, at, close_share })
+    Ok(Closeness { output: name.to_owned(), ratio, off, allowed, pair, at, close_share, rms })
 }
 
 /// Compares two values, numbers by value; the error names the first difference.
@@ -115,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    const TIGHT: Tolerance = Tolerance { atol: 1e-6, rtol: 0.0 };
+    const TIGHT: Tolerance = Tolerance { atol: 1e-6, rtol: 0.0, rms: None };
 
     fn floats(shape: &[usize], data: &[f32]) -> Tensor {
         Tensor::floats(shape, data.to_vec())
@@ -130,13 +142,23 @@ mod tests {
 
     #[test]
     fn a_tipped_byte_passes_and_a_wrong_rule_does_not() {
-        let byte = Tolerance { atol: 0.00393, rtol: 0.0 };
+        let byte = Tolerance { atol: 0.00393, rtol: 0.0, rms: None };
         let mut off = vec![0.0; 1000];
         off[..9].fill(0.0039);
         let close = |off: &[f32]| tensors("x", &floats(&[1000], off), &floats(&[1000], &[0.0; 1000]), &byte).unwrap();
         assert_eq!(close(&off).miss(), None);
         off[..11].fill(0.0039);
         assert!(close(&off).miss().unwrap().starts_with("only 98.90 %"));
+    }
+
+    #[test]
+    fn many_small_misses_do_not_pass_for_one_larger() {
+        let both = Tolerance { atol: 0.01, rtol: 0.0, rms: Some(0.001) };
+        let close = |off: &[f32]| tensors("x", &floats(&[1000], off), &floats(&[1000], &[0.0; 1000]), &both).unwrap();
+        let mut one = vec![0.0; 1000];
+        one[7] = 0.009;
+        assert_eq!(close(&one).miss(), None);
+        assert_eq!(close(&[0.002; 1000]).miss().unwrap(), "`x` off by 2.00e-3 of 1.00e-3 in the root mean square");
     }
 
     #[test]

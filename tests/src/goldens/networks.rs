@@ -1,4 +1,4 @@
-//! Upscaling networks of the `pixels` form: which one a file holds, what it makes of a picture, and tiled scaling.
+//! Upscaling networks: which one a file holds, what it makes of a picture, and tiled scaling.
 //!
 //! Weights are computed from tensor names, so a case needs no checkpoint: a file is made in memory and opened as a
 //! user's would be. An architecture that is known but cannot be run yet is named as not built.
@@ -99,7 +99,18 @@ fn network(case: &Case, tensors: &Tensors) -> Result<Option<Upscaler>, Failure> 
     };
     let entries = list.iter().map(entry).collect::<anyhow::Result<Vec<_>>>()?;
     let checkpoint = Checkpoint::from_bytes(synthetic::safetensors(&entries)).map_err(ModelError::from)?;
-    Ok(Some(Upscaler::load(&checkpoint, &Device::Cpu, DType::F32)?))
+    open(&checkpoint).map(Some)
+}
+
+/// The network in a checkpoint, on the CPU in f32.
+pub fn open(checkpoint: &Checkpoint) -> Result<Upscaler, Failure> {
+    Ok(Upscaler::load(checkpoint, &Device::Cpu, DType::F32)?)
+}
+
+/// Enlarges a picture by a network as `ImageUpscaleWithModel` does.
+pub fn upscale(network: &Upscaler, picture: &Frames) -> Result<Frames, Failure> {
+    let scale = f64::from(network.facts().scale);
+    Ok(upscale_with_model(picture, scale, |tile| render(network, &tile), is_out_of_memory)?.frames)
 }
 
 /// The picture as the network takes it: `[1, channels, height, width]`.
@@ -208,9 +219,7 @@ pub fn tiled_scale(case: &Case, tensors: &Tensors) -> Answer {
 pub fn image_upscale_with_model(case: &Case, tensors: &Tensors) -> Answer {
     let picture = to_frames(case.input(tensors, "image")?)?;
     if let Some(network) = network(case, tensors)? {
-        let scale = f64::from(network.facts().scale);
-        let out = upscale_with_model(&picture, scale, |tile| render(&network, &tile), is_out_of_memory)?;
-        return Ok(Got::default().tensor("image", frames_tensor(&out.frames)));
+        return Ok(Got::default().tensor("image", frames_tensor(&upscale(&network, &picture)?)));
     }
     let mut probe = Probe::new(case.param("scale")?);
     probe.memory = case.param_if_any("runs_out_of_memory_when_a_tile_side_exceeds")?;

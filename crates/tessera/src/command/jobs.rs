@@ -64,7 +64,7 @@ fn wire_state(state: State) -> JobState {
 }
 
 fn row(job: &v1::Job) -> [String; 6] {
-    let progress = job.progress.clone().unwrap_or_default();
+    let progress = job.progress.unwrap_or_default();
     let pictures = match &job.kind {
         Some(v1::job::Kind::Upscale(upscale)) => upscale.pictures.as_slice(),
         None => &[],
@@ -192,7 +192,7 @@ fn show(job: &v1::Job, json: bool) {
     if json {
         return output::json(&wire_json::show("Job", job));
     }
-    let progress = job.progress.clone().unwrap_or_default();
+    let progress = job.progress.unwrap_or_default();
     let mut lines = vec![
         ("job", job.id.clone()),
         ("state", watch::word(job.state()).to_owned()),
