@@ -14,9 +14,9 @@ use tests::{
 
 use crate::job;
 
-/// A network that takes about a second for a tile of 96 pixels: long enough to die in the middle of it.
+/// A network that takes a good part of a second for a tile of 96 pixels: long enough to die in the middle of it.
 fn slow_model() -> Vec<u8> {
-    compact(64, 8, 2)
+    compact(64, 16, 2)
 }
 
 const SIDE: u32 = 96;
@@ -156,9 +156,9 @@ async fn a_task_that_kills_its_workers_is_parked_and_the_job_says_so() -> Result
     let Some(services) = services() else { return Ok(()) };
     let farm = Farm::with_workers(&services, 1).set("TESSERA_DELIVERY_LIMIT", "2");
     let mut farm = farm.set("TESSERA_WORKER_SILENCE", "1s").start().await?;
-    farm.add_model("slow", &slow_model()).await?;
-    // One tile, so that there is no doubt which task it is.
-    let job = farm.submit(&png(90, 90), job("slow", SIDE)).await?;
+    farm.add_model("slow", &compact(64, 32, 2)).await?;
+    // One tile of several seconds, so that there is no doubt which task it is.
+    let job = farm.submit(&png(250, 250), job("slow", 256)).await?;
     for _ in 0..2 {
         let holding = |worker: &v1::Worker| !worker.tasks.is_empty();
         let workers = farm.until("the task in a worker's hands", |workers| workers.iter().any(holding)).await?;
@@ -175,7 +175,7 @@ async fn a_task_that_kills_its_workers_is_parked_and_the_job_says_so() -> Result
 
     // The farm is as good as before.
     farm.wait_for_workers().await?;
-    let other = farm.submit(&png(40, 40), crate::job("slow", SIDE)).await?;
+    let other = farm.submit(&png(40, 40), crate::job("slow", 256)).await?;
     assert_eq!(farm.finished(&other.id).await?.job.state(), v1::JobState::Succeeded);
     // And the job can be tried again.
     let retried = farm.jobs()?.retry_job(v1::RetryJobRequest { job_id: job.id.clone() }).await?.into_inner().job;

@@ -164,7 +164,7 @@ mod tests {
         let mut event = v1::JobEvent::default();
         assert_eq!(sentence(&event, &progress), "12/40 tiles");
         progress.tasks_found = 2;
-        progress.tasks_per_second = 3.25;
+        progress.tasks_per_second = 3.12;
         progress.remaining = Some(prost_types::Duration { seconds: 9, nanos: 0 });
         let job = v1::Job { state: v1::JobState::Running.into(), ..Default::default() };
         event.event = Some(Event::Snapshot(job));
