@@ -160,20 +160,7 @@ pub async fn process(config: config::Config, context: service::Context) -> anyho
         let hint = error.hint();
         service::report::with_hint(error, hint)
     })?;
-    let store_hint = "`store` (TESSERA_STORE) says where it is; `tessera doctor` tries it";
-    let store = store::open(&config.store).await.context("cannot open the store").hint(store_hint)?;
-    let backoff = Backoff::until(config.start_timeout);
-    let answer = retry("the store", backoff, StoreError::is_retryable, async || store.check().await).await;
-    answer.with_context(|| format!("{} does not answer", store.describe())).hint(store_hint)?;
-    let options = broker::Options {
-        name: format!("coordinator of {}", config.coordinator.farm),
-        patience: config.start_timeout.max(config.broker_patience),
-        consumer_timeout: config.broker_consumer_timeout,
-    };
-    let broker = broker::open(config.broker.expose(), &options)
-        .await
-        .context("cannot open the broker")
-        .hint("`broker` (TESSERA_BROKER) says where it is; `tessera doctor` tries it")?;
+    let (store, broker) = connect(&config, format!("coordinator of {}", config.coordinator.farm)).await?;
     let address = config.coordinator.listen;
     let listener = TcpListener::bind(address)
         .await
@@ -182,6 +169,26 @@ pub async fn process(config: config::Config, context: service::Context) -> anyho
     let result = run(&config.coordinator, store, broker.clone(), listener, context).await;
     broker.close().await;
     result
+}
+
+/// Opens the store and the broker that the configuration names, and waits until both answer. `name` is what an operator
+/// of the broker sees.
+pub async fn connect(config: &config::Config, name: String) -> anyhow::Result<(Arc<dyn Store>, Arc<dyn Broker>)> {
+    let hint = "`store` (TESSERA_STORE) says where it is; `tessera doctor` tries it";
+    let store = store::open(&config.store).await.context("cannot open the store").hint(hint)?;
+    let backoff = Backoff::until(config.start_timeout);
+    let answer = retry("the store", backoff, StoreError::is_retryable, async || store.check().await).await;
+    answer.with_context(|| format!("{} does not answer", store.describe())).hint(hint)?;
+    let options = broker::Options {
+        name,
+        patience: config.start_timeout.max(config.broker_patience),
+        consumer_timeout: config.broker_consumer_timeout,
+    };
+    let broker = broker::open(config.broker.expose(), &options)
+        .await
+        .context("cannot open the broker")
+        .hint("`broker` (TESSERA_BROKER) says where it is; `tessera doctor` tries it")?;
+    Ok((store, broker))
 }
 
 /// Takes up every job that the store holds.

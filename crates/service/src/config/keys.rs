@@ -128,7 +128,7 @@ pub const KEYS: &[Key] = &[
         "delivery_limit",
         FARM,
         "count",
-        Is("4"),
+        Is("6"),
         "Attempts per task before it is parked as failed; the same for coordinator and workers",
     ),
     key(

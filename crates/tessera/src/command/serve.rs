@@ -5,12 +5,9 @@ use std::{fs::File, time::Duration};
 use anyhow::Context as _;
 use proto::v1::{self, JobState};
 use service::{
-    Backoff,
     config::Config,
     report::{Hinted as _, with_hint},
-    retry,
 };
-use store::StoreError;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -29,18 +26,7 @@ const SHRINK_INTERVAL: Duration = Duration::from_secs(600);
 pub async fn run(workers: u32, config: Config, context: service::Context) -> anyhow::Result<()> {
     let in_cache = config.store == service::config::folder_url(&cache::folder(&config.client)).unwrap_or_default();
     let _lock = if in_cache { Some(lock(&config)?) } else { None };
-    let hint = "`store` (TESSERA_STORE) says where it is; `tessera doctor` tries it";
-    let store = store::open(&config.store).await.context("cannot open the store").hint(hint)?;
-    let backoff = Backoff::until(config.start_timeout);
-    let answer = retry("the store", backoff, StoreError::is_retryable, async || store.check().await).await;
-    answer.with_context(|| format!("{} does not answer", store.describe())).hint(hint)?;
-    let options = broker::Options {
-        name: format!("farm {}", config.coordinator.farm),
-        patience: config.start_timeout.max(config.broker_patience),
-        consumer_timeout: config.broker_consumer_timeout,
-    };
-    let broker = broker::open(config.broker.expose(), &options).await.context("cannot open the broker");
-    let broker = broker.hint("`broker` (TESSERA_BROKER) says where it is; `tessera doctor` tries it")?;
+    let (store, broker) = coordinator::run::connect(&config, format!("farm {}", config.coordinator.farm)).await?;
     let address = config.coordinator.listen;
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
     let listener = listener.hint("`listen` (TESSERA_LISTEN) chooses another address")?;
