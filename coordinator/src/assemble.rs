@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     intake::RasterRecord,
-    records::{RecordError, get_json, put_json},
+    records::{get_json, put_json},
 };
 
 /// Bytes that the tiles' rows of one band may take; three bands are in memory at once.
@@ -56,11 +56,10 @@ pub enum AssembleError {
     /// The store failed.
     #[error("the store failed")]
     Store(#[from] StoreError),
-    /// A record could not be read or written.
-    #[error("a record could not be read or written")]
-    Record(#[from] RecordError),
     /// The decoded picture is not where intake put it.
-    #[error("the decoded picture {0} is missing from the store: submit the job again")]
+    #[error(
+        "the decoded picture {0} is missing from the store: retry the job, or upload the picture and submit it again"
+    )]
     MissingRaster(Digest),
     /// The picture cannot be encoded.
     #[error("the picture cannot be encoded")]
@@ -96,10 +95,9 @@ impl AssembleError {
     /// Whether the same attempt may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Store(error) | Self::Record(RecordError::Store(error)) => error.is_retryable(),
+            Self::Store(error) => error.is_retryable(),
             Self::Missing(_)
             | Self::Cancelled
-            | Self::Record(RecordError::Unreadable { .. })
             | Self::MissingRaster(_)
             | Self::Encode(_)
             | Self::Scratch { .. }
@@ -198,6 +196,7 @@ impl Assembler {
             jpeg_quality: order.quality,
             ..EncodeOptions::new(order.format, order.color, order.sample)
         };
+        let options = without_what_does_not_fit(options, grid.output(), &self.limits);
         let file = NamedTempFile::new_in(&self.scratch).map_err(scratch_failed)?;
         let handle = file.reopen().map_err(scratch_failed)?;
 
@@ -249,7 +248,7 @@ impl Assembler {
         bands: mpsc::Sender<BandInput>,
     ) -> Result<(), AssembleError> {
         let output = grid.output();
-        let step = band_rows(output);
+        let step = band_rows(output, order.tiling);
         let mut top = 0;
         while top < output.height {
             let rows = top..(top.saturating_add(step)).min(output.height);
@@ -322,10 +321,22 @@ impl Assembler {
     }
 }
 
+/// Leaves out an EXIF block or a colour profile for which the format has no room: the picture matters more.
+fn without_what_does_not_fit(options: EncodeOptions, size: Size, limits: &Limits) -> EncodeOptions {
+    match options.check(size.width, size.height, limits) {
+        Err(error @ EncodeError::Metadata { .. }) => {
+            tracing::warn!(%error, "left metadata out");
+            EncodeOptions { exif: None, icc: None, ..options }
+        }
+        _ => options,
+    }
+}
+
 /// Output rows of a band: as many as [`BAND_BYTES`] allow, at least one.
-fn band_rows(output: Size) -> u32 {
-    // 12 bytes a pixel of tiles (a little more where they overlap), 16 to blend them, up to 16 to encode.
-    let rows = BAND_BYTES / (u64::from(output.width) * 12);
+fn band_rows(output: Size, tiling: Tiling) -> u32 {
+    // 12 bytes a pixel for every tile that it lies in; blending and encoding take about as much again.
+    let density = u64::from(tiling.side.div_ceil(tiling.side - tiling.overlap)).pow(2);
+    let rows = BAND_BYTES / (u64::from(output.width) * 12 * density);
     u32::try_from(rows.clamp(1, 1024)).expect("at most 1024")
 }
 

@@ -55,12 +55,10 @@ impl Desk {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Waits until the effects of all events so far are done, or dispatch is gone.
-    pub async fn settled(&self) {
+    /// Waits until the effects of all events so far are done. False: dispatch is gone, and they may never be.
+    pub async fn settled(&self) -> bool {
         let (done, settled) = oneshot::channel();
-        if self.errands.send(Errand::Settle(done)).is_ok() {
-            let _ = settled.await;
-        }
+        self.errands.send(Errand::Settle(done)).is_ok() && settled.await.is_ok()
     }
 
     /// Reads the ledger. `read` must be brief: everybody waits for it.

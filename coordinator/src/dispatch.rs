@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use broker::{Broker, Message, QueueSpec};
+use broker::{Broker, BrokerError, Message, QueueSpec};
 use domain::job::{Job, JobId};
 use proto::farm::{Names, Revocation};
 use service::telemetry;
+use store::StoreError;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info_span};
@@ -22,8 +23,8 @@ use crate::{
 /// How long dispatch waits before it tries something again that the store or the broker refused.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a picture is tried again when the store fails in the middle of it.
-const ASSEMBLE_ATTEMPTS: u32 = 20;
+/// The longest such wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Does what the ledger decides, in order.
 #[derive(Debug)]
@@ -52,16 +53,19 @@ pub struct Dispatch {
 
 impl Dispatch {
     /// Does errands until the desk is gone or the process is shut down.
-    pub async fn run(self, mut errands: mpsc::UnboundedReceiver<Errand>) {
+    ///
+    /// # Errors
+    /// When the broker refuses for good: a queue was declared in another way, say.
+    pub async fn run(self, mut errands: mpsc::UnboundedReceiver<Errand>) -> Result<(), BrokerError> {
         let mut declared: Vec<String> = Vec::new();
         let mut abandon: HashMap<JobId, CancellationToken> = HashMap::new();
         let mut waiting = Vec::new();
         loop {
             let errand = tokio::select! {
                 errand = errands.recv() => errand,
-                () = self.shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return Ok(()),
             };
-            let Some(errand) = errand else { return };
+            let Some(errand) = errand else { return Ok(()) };
             // What came meanwhile goes along: orders for one queue then travel together.
             let mut batch = vec![errand];
             while let Ok(errand) = errands.try_recv() {
@@ -87,14 +91,14 @@ impl Dispatch {
                     if matches!(effect, Effect::Revoke { .. }) {
                         // Nothing is taken back before it was given out.
                         for (lane, orders) in orders.drain(..) {
-                            self.publish(&lane, orders, &mut declared).await;
+                            self.publish(&lane, orders, &mut declared).await?;
                         }
                     }
                     self.perform(effect, &mut abandon).await;
                 }
             }
             for (lane, orders) in orders {
-                self.publish(&lane, orders, &mut declared).await;
+                self.publish(&lane, orders, &mut declared).await?;
             }
             for done in waiting.drain(..) {
                 let _ = done.send(()); // whoever waited may have gone
@@ -127,20 +131,25 @@ impl Dispatch {
                 }
             }
             Effect::StoreJob(job) => {
-                self.until_done("store the job", || self.records.put_job(&job)).await;
+                self.until_stored("store the job", || self.records.put_job(&job)).await;
             }
             Effect::StoreEnding(job, ending) => {
                 abandon.remove(&job);
                 tracing::info!(job.id = %job, job.state = ending.state.name(), "job ended");
                 self.metrics.ended(ending.state);
-                self.until_done("store how the job ended", || self.records.put_ending(&job, &ending)).await;
+                self.until_stored("store how the job ended", || self.records.put_ending(&job, &ending)).await;
             }
         }
     }
 
     /// Publishes orders of one queue, and keeps at it until the broker has them: publishing twice does no harm.
-    async fn publish(&self, lane: &Lane, orders: Vec<TracedOrder>, declared: &mut Vec<String>) {
-        let Some(queue) = self.names.tasks(&lane.0, lane.1) else { return };
+    async fn publish(
+        &self,
+        lane: &Lane,
+        orders: Vec<TracedOrder>,
+        declared: &mut Vec<String>,
+    ) -> Result<(), BrokerError> {
+        let Some(queue) = self.names.tasks(&lane.0, lane.1) else { return Ok(()) };
         // A batch can hold orders of several jobs, each with its own trace.
         let mut spans: HashMap<Option<String>, (tracing::Span, std::collections::BTreeMap<String, String>)> =
             HashMap::new();
@@ -159,15 +168,30 @@ impl Dispatch {
         }
         if !declared.contains(&queue) {
             let spec = QueueSpec::new(&queue).dead_letter_after(self.delivery_limit, self.names.dead());
-            self.until_done("declare a queue", || self.broker.declare(&spec)).await;
+            self.until_done("declare a queue", BrokerError::is_transient, || self.broker.declare(&spec)).await?;
             declared.push(queue.clone());
         }
-        self.until_done("publish tasks", || self.broker.publish_many(&queue, messages.clone())).await;
+        let publish = || self.broker.publish_many(&queue, messages.clone());
+        self.until_done("publish tasks", BrokerError::is_transient, publish).await?;
         self.metrics.published(messages.len());
+        Ok(())
     }
 
-    /// Tries until it succeeds, or the process is shut down.
-    async fn until_done<F, E>(&self, what: &str, mut attempt: impl FnMut() -> F)
+    /// Tries until a record is stored. A store that is full or forbids it may do better once somebody looked at it.
+    async fn until_stored<F>(&self, what: &str, attempt: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<(), StoreError>>,
+    {
+        let _ = self.until_done(what, |_| true, attempt).await;
+    }
+
+    /// Tries until it succeeds, fails for good, or the process is shut down.
+    async fn until_done<F, E>(
+        &self,
+        what: &str,
+        is_passing: impl Fn(&E) -> bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<(), E>
     where
         F: Future<Output = Result<(), E>>,
         E: std::error::Error,
@@ -175,13 +199,17 @@ impl Dispatch {
         loop {
             let tried = tokio::select! {
                 tried = attempt() => tried,
-                () = self.shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return Ok(()),
             };
-            let Err(error) = tried else { return };
-            tracing::warn!(error = chain(&error), "could not {what}; trying again");
+            match tried {
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(error = chain(&error), "could not {what}; trying again");
+                }
+                result => return result,
+            }
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
-                () = self.shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return Ok(()),
             }
         }
     }
@@ -201,19 +229,23 @@ impl Dispatch {
             let started = std::time::Instant::now();
             let assembling = &plan.tasks()[task as usize];
             let key = plan.key_of(assembling);
-            let mut attempt = 0;
+            let mut pause = PAUSE;
             let result = loop {
-                attempt += 1;
                 let result = tokio::select! {
                     result = assembler.assemble(&job, &plan, assembling, &cancelled) => result,
                     () = shutdown.cancelled() => return,
                 };
                 match result {
-                    Err(error) if error.is_retryable() && attempt < ASSEMBLE_ATTEMPTS => {
-                        tracing::warn!(error = chain(&error), attempt, "could not assemble; trying again");
-                        tokio::time::sleep(PAUSE).await;
+                    // Whatever the store's outage lasts, what is rendered stays rendered.
+                    Err(error) if error.is_retryable() => {
+                        tracing::warn!(error = chain(&error), "could not assemble; trying again");
                     }
                     result => break result,
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    () = cancelled.cancelled() => return,
+                    () = shutdown.cancelled() => return,
                 }
             };
             let job = job.id;
@@ -221,14 +253,14 @@ impl Dispatch {
                 Ok(output) => {
                     metrics.assembled(started.elapsed());
                     tracing::info!(size_bytes = output.artifact.size_bytes, "assembled picture");
-                    desk.apply(Event::Assembled { job, key, output });
+                    desk.apply(Event::Assembled { job, task, key, output });
                 }
                 Err(AssembleError::Cancelled) => {}
                 Err(error) => {
                     let message = chain(&error);
                     tracing::warn!(error = message, "could not assemble");
                     let missing = if let AssembleError::Missing(keys) = error { keys } else { Vec::new() };
-                    desk.apply(Event::NotAssembled { job, key, message, missing });
+                    desk.apply(Event::NotAssembled { job, task, key, message, missing });
                 }
             }
         }

@@ -63,10 +63,11 @@ impl Inbox {
                 }
             }
             self.desk.apply_all(events);
-            self.desk.settled().await;
-            for delivery in done {
-                log_stale(delivery.ack().await);
-            }
+            if self.desk.settled().await {
+                for delivery in done {
+                    log_stale(delivery.ack().await);
+                }
+            } // otherwise they come again, to the next coordinator
         }
     }
 
@@ -85,8 +86,9 @@ impl Inbox {
                 Ok(order) => {
                     tracing::error!(job.id = %order.job, task = order.task, attempts = self.delivery_limit, "task was given up");
                     self.desk.apply(Event::Parked { order: Box::new(order), attempts: self.delivery_limit });
-                    self.desk.settled().await;
-                    log_stale(delivery.ack().await);
+                    if self.desk.settled().await {
+                        log_stale(delivery.ack().await);
+                    }
                 }
                 Err(error) => self.park(delivery, chain(&error)).await,
             }

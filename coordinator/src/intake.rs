@@ -13,7 +13,7 @@ use std::{
 
 use domain::{
     digest::Digest,
-    job::{Job, JobId, JobKind, JobOutput, Model, Picture, Upscale},
+    job::{Job, JobId, JobKind, JobOutput, Model, Output, Picture, Upscale},
     layout,
     picture::Format,
     plan::{Plan, plan},
@@ -24,6 +24,7 @@ use domain::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use imaging::{
     decode::{DecodeError, decode_rows, probe},
+    encode::check_encodable,
     picture::Limits,
     raster::{Band, BandWriter, RasterInfo},
 };
@@ -34,6 +35,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use store::{ByteStream, Key, Store};
 use tempfile::NamedTempFile;
+use tokio::sync::Semaphore;
 use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
@@ -44,9 +46,6 @@ use crate::{
     refusal::{Refusal, chain},
     roster::Roster,
 };
-
-/// The revision of the decoders: raised whenever they give other pixels for a file, so that bands are made anew.
-const DECODE_REVISION: u32 = 1;
 
 /// How long a job that names no class waits for a first worker to be heard of.
 const WORKERS_HEARD_WITHIN: Duration = Duration::from_secs(5);
@@ -66,8 +65,6 @@ pub struct RasterRecord {
     pub has_icc: bool,
     /// Whether an EXIF block is stored beside it.
     pub has_exif: bool,
-    /// [`DECODE_REVISION`] when it was decoded.
-    pub revision: u32,
 }
 
 /// Turns requests into jobs.
@@ -85,6 +82,10 @@ pub struct Intake {
     pub scratch: PathBuf,
     /// The class of jobs when no worker is there yet.
     pub default_class: Option<ComputeClass>,
+    /// The largest file that is fetched.
+    pub max_upload_bytes: u64,
+    /// Pictures that are fetched and decoded at once.
+    pub decoding: Semaphore,
 }
 
 /// A job with its plan and what of it is done already.
@@ -136,6 +137,7 @@ impl Intake {
             priority,
             deadline,
             traceparent,
+            warnings: Vec::new(),
             kind: JobKind::Upscale(upscale),
         })
     }
@@ -165,7 +167,10 @@ impl Intake {
         let mut pictures = Vec::with_capacity(request.pictures.len());
         for (index, (name, source)) in request.pictures.into_iter().enumerate() {
             let span = info_span!("decode", picture = %name);
-            pictures.push(self.picture(&format!("upscale.pictures[{index}]"), name, source).instrument(span).await?);
+            let field = format!("upscale.pictures[{index}]");
+            let picture = self.picture(&field, name, source).instrument(span).await?;
+            self.check_output(&field, &picture, record.facts.scale, &request.output)?;
+            pictures.push(picture);
         }
         Ok(Upscale {
             pictures,
@@ -181,6 +186,17 @@ impl Intake {
             class,
             output: request.output,
         })
+    }
+
+    /// Refuses an output that could not be written, before work is spent on it.
+    fn check_output(&self, field: &str, picture: &Picture, scale: u32, output: &Output) -> Result<(), Refusal> {
+        let Some(size) = picture.size.scaled(scale) else { return Ok(()) }; // the planner says so
+        self.limits
+            .check_size(size.width, size.height)
+            .map_err(|error| Refusal::field(field, format!("enlarged {scale} times it is {size}: {error}")))?;
+        let (format, color, sample) = output.resolve(picture);
+        check_encodable(format, size.width, size.height, color, sample, &self.limits)
+            .map_err(|error| Refusal::field("upscale.output.format", chain(&error)))
     }
 
     async fn class_for(&self, request: &UpscaleRequest) -> Result<ComputeClass, Refusal> {
@@ -215,18 +231,18 @@ impl Intake {
 
     /// Finds a picture's facts, decoding it into the store unless that was done before.
     async fn picture(&self, field: &str, name: String, source: Source) -> Result<Picture, Refusal> {
+        let _turn = self.decoding.acquire().await; // only closed when the process ends
         let (digest, file) = match source {
             Source::Digest(digest) => (digest, None),
             Source::Uri(uri) => {
                 let field = format!("{field}.uri");
                 let object = store::s3_object(&uri).await.map_err(Refusal::of_store(&field, &format!("`{uri}`")))?;
+                self.check_file(&field, object.size_bytes)?;
                 let (file, digest) = self.fetch(object.bytes).await?;
                 (digest, Some(file))
             }
         };
-        let info = layout::raster_info(digest);
-        let known: Option<RasterRecord> = get_json(&*self.store, &info).await?;
-        let record = match known.filter(|record| record.revision == DECODE_REVISION) {
+        let record = match self.decoded(digest).await? {
             Some(record) => {
                 let RasterInfo { width, height, .. } = record.raster;
                 self.limits.check_size(width, height).map_err(|error| Refusal::field(field, error.to_string()))?;
@@ -237,20 +253,50 @@ impl Intake {
                     Some(file) => file,
                     None => self.fetch_artifact(&format!("{field}.digest"), digest).await?,
                 };
-                let record = self.decode(field, &name, digest, file.path()).await?;
-                put_json(&*self.store, &info, &record).await?;
-                record
+                self.decode(field, &name, digest, file.path()).await?
             }
         };
         let RasterInfo { width, height, color, sample, .. } = record.raster;
         Ok(Picture { name, digest, size: Size { width, height }, color, sample, format: record.format })
     }
 
+    /// What is known of a decoded picture, if it is still there: the last band is looked for, since a rule of the
+    /// store's may have removed old ones.
+    async fn decoded(&self, digest: Digest) -> Result<Option<RasterRecord>, Refusal> {
+        let Some(record) = get_json::<RasterRecord>(&*self.store, &layout::raster_info(digest)).await? else {
+            return Ok(None);
+        };
+        for band in [0, record.raster.bands - 1] {
+            let meta = self.store.head(&Key::new(layout::raster_band(digest, band))?).await?;
+            if meta.is_none_or(|meta| meta.size_bytes != record.raster.band_len(band)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(record))
+    }
+
+    /// Decodes the pictures of a job anew whose bands have vanished, as far as their files are still there.
+    pub async fn restore(&self, job: &Job) -> Result<(), Refusal> {
+        let JobKind::Upscale(upscale) = &job.kind;
+        for (index, picture) in upscale.pictures.iter().enumerate() {
+            let field = format!("upscale.pictures[{index}]");
+            let restored = self.picture(&field, picture.name.clone(), Source::Digest(picture.digest)).await;
+            if let Err(error @ (Refusal::NotFound { .. } | Refusal::Field(_))) = restored {
+                // The results may all be there, or the task that needs the picture says that it is gone.
+                tracing::warn!(job.id = %job.id, error = chain(&error), "a picture cannot be decoded anew");
+            } else {
+                restored?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings an uploaded artifact into a temporary file, and makes sure that its bytes are those it is named by.
     pub async fn fetch_artifact(&self, field: &str, digest: Digest) -> Result<NamedTempFile, Refusal> {
         let what = format!("artifact {digest}");
         let missing = Refusal::of_store(field, &what);
-        let (_, bytes) = self.store.get_stream(&Key::new(layout::artifact(digest))?).await.map_err(missing)?;
+        let (size_bytes, bytes) = self.store.get_stream(&Key::new(layout::artifact(digest))?).await.map_err(missing)?;
+        self.check_file(field, size_bytes)?;
         let (file, seen) = self.fetch(bytes).await?;
         if seen != digest {
             // A presigned upload is not checked on its way in.
@@ -260,6 +306,14 @@ impl Intake {
             return Err(Refusal::field(field, why));
         }
         Ok(file)
+    }
+
+    fn check_file(&self, field: &str, size_bytes: u64) -> Result<(), Refusal> {
+        if size_bytes > self.max_upload_bytes {
+            let why = format!("{size_bytes} bytes are more than `max_upload_bytes` allows, {}", self.max_upload_bytes);
+            return Err(Refusal::field(field, why));
+        }
+        Ok(())
     }
 
     async fn fetch(&self, mut bytes: ByteStream) -> Result<(NamedTempFile, Digest), Refusal> {
@@ -318,26 +372,34 @@ impl Intake {
                 self.store.put(&Key::new(key)?, bytes.into()).await?;
             }
         }
-        Ok(RasterRecord { raster, format: info.format, has_icc, has_exif, revision: DECODE_REVISION })
+        let record = RasterRecord { raster, format: info.format, has_icc, has_exif };
+        put_json(&*self.store, &layout::raster_info(digest), &record).await?;
+        Ok(record)
     }
 
     /// Plans a job and looks up which of its results are in the store already.
     pub async fn plan(&self, job: Job) -> Result<Planned, Refusal> {
-        let plan = plan(&job).map_err(|error| Refusal::field(error.field(), chain(&error)))?;
+        // A million tasks take a good part of a second.
+        let planning = tokio::task::spawn_blocking(move || plan(&job).map(|plan| (job, plan))).await;
+        let planned = planning
+            .map_err(|error| Refusal::Internal { what: "the planner stopped".to_owned(), source: error.into() })?;
+        let (job, plan) = planned.map_err(|error| Refusal::field(error.field(), chain(&error)))?;
         let mut found = Vec::new();
         let mut outputs = Vec::new();
         for (index, context) in (0..).zip(plan.contexts()) {
             let prefix = ResultKey::folder(context.digest);
-            let mut stored: HashMap<String, u64> = HashMap::new();
+            let mut stored: HashMap<Digest, u64> = HashMap::new();
             let mut entries = self.store.list(&prefix);
             while let Some(entry) = entries.try_next().await? {
-                stored.insert(entry.key.as_str()[prefix.len()..].to_owned(), entry.meta.size_bytes);
+                if let Ok(task) = entry.key.as_str()[prefix.len()..].parse() {
+                    stored.insert(task, entry.meta.size_bytes);
+                }
             }
             if stored.is_empty() {
                 continue;
             }
             for (task_index, task) in (0..).zip(plan.tasks()).filter(|(_, task)| task.context == index) {
-                let Some(&size) = stored.get(&task.digest.to_string()) else { continue };
+                let Some(&size) = stored.get(&task.digest) else { continue };
                 match &context.context {
                     Context::Upscale { scale, .. } => {
                         if size == tile_bytes(task.region.size(), *scale) {
@@ -378,8 +440,9 @@ pub fn tile_bytes(input: Size, scale: u32) -> u64 {
 /// or 4 GiB when no device is there to ask.
 fn auto_side(width: u32, scale: u32, memory_bytes: Option<u64>) -> u32 {
     let budget = memory_bytes.unwrap_or(4 << 30) / 2;
-    let per_pixel = u64::from(width) * 4 * (12 + 4 * u64::from(scale) * u64::from(scale));
-    let fits = |side: &u32| u64::from(*side) * u64::from(*side) * per_pixel <= budget;
+    let planes = (4 * u64::from(scale) * u64::from(scale)).saturating_add(12);
+    let per_pixel = (u64::from(width) * 4).saturating_mul(planes);
+    let fits = |side: &u32| (u64::from(*side) * u64::from(*side)).saturating_mul(per_pixel) <= budget;
     [1024, 512, 256].into_iter().find(fits).unwrap_or(128)
 }
 

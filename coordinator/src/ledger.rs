@@ -28,6 +28,12 @@ const MIN_TILE_SIDE: u32 = 128;
 /// How many events of a job are kept for watchers that come late.
 const EVENTS_KEPT: usize = 4096;
 
+/// How often a task is published anew that was delivered too often without a worker ever having spoken of it.
+const MOST_UNTRIED: u32 = 3;
+
+/// How many of them are kept once the job has ended.
+const ENDED_EVENTS_KEPT: usize = 256;
+
 /// How many failures of a job are kept: the first ones tell the story.
 const FAILURES_KEPT: usize = 20;
 
@@ -76,7 +82,9 @@ pub enum Event {
     Assembled {
         /// The job.
         job: JobId,
-        /// The result key of the assembling task.
+        /// The assembling task's index.
+        task: u32,
+        /// Its result key: an index alone means nothing once the job is planned anew.
         key: ResultKey,
         /// The picture.
         output: JobOutput,
@@ -85,7 +93,9 @@ pub enum Event {
     NotAssembled {
         /// The job.
         job: JobId,
-        /// The result key of the assembling task.
+        /// The assembling task's index.
+        task: u32,
+        /// Its result key.
         key: ResultKey,
         /// Why.
         message: String,
@@ -336,11 +346,11 @@ impl Entry {
         // microsecond to make.
         let sequence = now.0 * 1000;
         Self {
-            job,
             state: JobState::Queued,
             finished: None,
             failures: Vec::new(),
-            warnings: Vec::new(),
+            warnings: job.warnings.clone(),
+            job,
             outputs: BTreeMap::new(),
             progress: Progress::default(),
             work: None,
@@ -408,6 +418,8 @@ struct Flight {
     heard: Timestamp,
     /// Whether a worker has spoken of it.
     started: bool,
+    /// How often it came back dead without a worker ever having spoken of it.
+    untried: u32,
 }
 
 /// Every job that the coordinator knows.
@@ -469,9 +481,9 @@ impl Ledger {
             Event::Reported(report) => self.report(report, now, &mut effects),
             Event::Beat(worker) => self.beat(&worker, now),
             Event::Parked { order, attempts } => self.park(&order, attempts, now, &mut effects),
-            Event::Assembled { job, key, output } => self.assembled(&job, key, output, now, &mut effects),
-            Event::NotAssembled { job, key, message, missing } => {
-                self.not_assembled(&job, key, message, &missing, now, &mut effects);
+            Event::Assembled { job, task, key, output } => self.assembled(&job, task, key, output, now, &mut effects),
+            Event::NotAssembled { job, task, key, message, missing } => {
+                self.not_assembled(&job, task, key, &message, &missing, now, &mut effects);
             }
             Event::Cancelled(job) => self.end(&job, JobState::Cancelled, now, &mut effects),
             Event::Tick { depths } => self.tick(&depths, now, &mut effects),
@@ -497,13 +509,13 @@ impl Ledger {
         if let Some(old) = self.jobs.remove(&id) {
             // A retry: watchers go on with the same history.
             (entry.notices, entry.sequence) = (old.notices, old.sequence);
-            entry.warnings = old.warnings;
             entry.note(now, Notice::StateChanged);
         }
         entry.outputs = outputs.into_iter().collect();
         entry.start(plan, found);
         for task in entry.ready_assemblies() {
             effects.push(entry.assemble(task));
+            entry.set_state(now, JobState::Running);
         }
         if entry.progress.found > 0 {
             entry.note(now, Notice::StateChanged);
@@ -550,7 +562,21 @@ impl Ledger {
                 };
                 turn.push_back(id.clone());
                 if let Some(flight) = self.flights.get_mut(&key) {
-                    flight.claims.push((id, task)); // another job's task is the same work
+                    // Another job's task is the same work.
+                    flight.claims.push((id, task));
+                    if flight.started {
+                        entry.progress.running += 1;
+                        entry.set_state(now, JobState::Running);
+                    } else if lane.1 > flight.lane.1 {
+                        // It is more urgent now: the older order will find the result.
+                        if let Some(count) = self.in_flight.get_mut(&flight.lane) {
+                            *count -= 1;
+                        }
+                        *self.in_flight.entry(lane.clone()).or_default() += 1;
+                        (flight.lane, flight.dispatch, flight.heard) = (lane.clone(), order.dispatch, now);
+                        self.next_dispatch += 1;
+                        orders.push((order, entry.job.traceparent.clone()));
+                    }
                     continue;
                 }
                 let flight = Flight {
@@ -559,6 +585,7 @@ impl Ledger {
                     dispatch: order.dispatch,
                     heard: now,
                     started: false,
+                    untried: 0,
                 };
                 self.flights.insert(key, flight);
                 *self.in_flight.entry(lane.clone()).or_default() += 1;
@@ -625,7 +652,9 @@ impl Ledger {
                 }
             }
             Outcome::OutOfMemory { message } => {
-                for (id, task) in self.land(&key) {
+                let mut claims = self.land(&key);
+                claims.dedup_by(|a, b| a.0 == b.0); // a job can hold the same work twice, and is planned anew once
+                for (id, task) in claims {
                     match self.jobs.get(&id).and_then(|entry| smaller_tiles(&entry.job)) {
                         Some(tiling) => self.replan(&id, tiling, now, effects),
                         None => {
@@ -641,7 +670,14 @@ impl Ledger {
     fn park(&mut self, order: &Order, attempts: u32, now: Timestamp, effects: &mut Vec<Effect>) {
         let key = order.result_key();
         // A newer order for the same work is still out: this one does not count.
-        if self.flights.get(&key).is_none_or(|flight| flight.dispatch > order.dispatch) {
+        let Some(flight) = self.flights.get_mut(&key).filter(|flight| flight.dispatch <= order.dispatch) else {
+            return;
+        };
+        let told = |(id, task): &(JobId, u32)| self.jobs.get(id).is_some_and(|entry| entry.last_words(*task).is_some());
+        if !flight.started && flight.untried < MOST_UNTRIED && !flight.claims.iter().any(told) {
+            // Brokers count deliveries, not tries: connections that were cut, or workers that left, used them up.
+            flight.untried += 1;
+            effects.extend(self.publish_again(&[key], now));
             return;
         }
         let message = format!("given up after {attempts} attempts: each worker that took it failed or died");
@@ -692,6 +728,10 @@ impl Ledger {
         self.recall(id, effects);
         let Some(entry) = self.jobs.get_mut(id) else { return };
         entry.work = None;
+        entry.pace.clear();
+        let many = entry.notices.len().saturating_sub(ENDED_EVENTS_KEPT);
+        entry.notices.drain(..many);
+        entry.notices.shrink_to_fit();
         entry.finished = Some(now);
         entry.progress.running = 0;
         entry.set_state(now, state);
@@ -736,7 +776,8 @@ impl Ledger {
         );
         match plan(&entry.job) {
             Ok(plan) => {
-                entry.warnings.push(warning);
+                entry.warnings.push(warning.clone());
+                entry.job.warnings.push(warning);
                 entry.outputs.clear();
                 entry.start(Arc::new(plan), &[]);
                 entry.note(now, Notice::Replanned { old_side, new_side: tiling.side });
@@ -758,43 +799,41 @@ impl Ledger {
         }
     }
 
-    fn assembled(&mut self, id: &JobId, key: ResultKey, output: JobOutput, now: Timestamp, effects: &mut Vec<Effect>) {
-        let Some(entry) = self.jobs.get_mut(id) else { return };
-        let Some(task) = entry.find(&key) else { return }; // planned anew meanwhile
+    fn assembled(
+        &mut self,
+        id: &JobId,
+        task: u32,
+        key: ResultKey,
+        output: JobOutput,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is(task, &key)) else { return };
         entry.outputs.insert(task, output);
-        let ready = entry.done(task, false);
+        entry.done(task, false);
         let description = entry.describe(task);
-        let notice = Notice::TaskFinished {
-            task,
-            description,
-            worker: String::new(),
-            attempt: 1,
-            found: false,
-            elapsed: Duration::ZERO,
-        };
-        entry.note(now, notice);
-        effects.extend(ready.into_iter().map(|task| entry.assemble(task)));
+        let (worker, elapsed) = (String::new(), Duration::ZERO);
+        entry.note(now, Notice::TaskFinished { task, description, worker, attempt: 1, found: false, elapsed });
         self.finish_if_done(id, now, effects);
     }
 
+    #[allow(clippy::too_many_arguments)] // the event's fields, and what every event has
     fn not_assembled(
         &mut self,
         id: &JobId,
+        task: u32,
         key: ResultKey,
-        message: String,
+        message: &str,
         missing: &[ResultKey],
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(entry) = self.jobs.get_mut(id) else { return };
-        let Some(task) = entry.find(&key) else { return };
-        let lost: Vec<u32> = missing.iter().filter_map(|key| entry.find(key)).collect();
-        if lost.is_empty() {
-            self.fail(id, task, &message, 1, "", now, effects);
-            return;
+        let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is(task, &key)) else { return };
+        if entry.lose(task, missing) == 0 {
+            self.fail(id, task, message, 1, "", now, effects);
+        } else {
+            self.enqueue(id);
         }
-        entry.lose(task, &lost);
-        self.enqueue(id);
     }
 
     fn finish_if_done(&mut self, id: &JobId, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -848,7 +887,6 @@ impl Ledger {
 
         // A task that nobody speaks of, and that no longer waits on its queue either, is published again.
         let patience = self.rules.stuck_task.as_millis() as u64;
-        let mut again: BTreeMap<Lane, Vec<TracedOrder>> = BTreeMap::new();
         let mut stuck: Vec<_> = self
             .flights
             .iter()
@@ -857,16 +895,29 @@ impl Ledger {
             .map(|(key, _)| *key)
             .collect();
         stuck.sort();
-        for key in stuck {
-            let Some(flight) = self.flights.get_mut(&key) else { continue };
+        effects.extend(self.publish_again(&stuck, now));
+    }
+
+    /// Orders work anew that is in flight but lost.
+    fn publish_again(&mut self, keys: &[ResultKey], now: Timestamp) -> Vec<Effect> {
+        let mut orders: BTreeMap<Lane, Vec<TracedOrder>> = BTreeMap::new();
+        for key in keys {
+            let Some(flight) = self.flights.get_mut(key) else { continue };
             let Some((id, task)) = flight.claims.first() else { continue };
             let Some(entry) = self.jobs.get(id) else { continue };
             let Some(order) = entry.order(*task, self.next_dispatch) else { continue };
             self.next_dispatch += 1;
             (flight.dispatch, flight.heard) = (order.dispatch, now);
-            again.entry(flight.lane.clone()).or_default().push((order, entry.job.traceparent.clone()));
+            orders.entry(flight.lane.clone()).or_default().push((order, entry.job.traceparent.clone()));
+            if std::mem::take(&mut flight.started) {
+                for (id, _) in &flight.claims {
+                    if let Some(entry) = self.jobs.get_mut(id) {
+                        entry.progress.running = entry.progress.running.saturating_sub(1);
+                    }
+                }
+            }
         }
-        effects.extend(again.into_iter().map(|(lane, orders)| Effect::Publish { lane, orders }));
+        orders.into_iter().map(|(lane, orders)| Effect::Publish { lane, orders }).collect()
     }
 }
 
@@ -1005,31 +1056,36 @@ impl Entry {
         ready
     }
 
-    /// Puts back tasks whose results vanished from the store, and the assembling `task` that missed them.
-    fn lose(&mut self, task: u32, lost: &[u32]) {
-        let Some(work) = &mut self.work else { return };
+    /// Puts back the tasks that `task` needs and whose results vanished from the store; returns how many there are.
+    fn lose(&mut self, task: u32, missing: &[ResultKey]) -> u32 {
+        let Some(work) = &mut self.work else { return 0 };
         let mut again = 0;
-        for &index in lost {
-            if work.states[index as usize] == TaskState::Done {
-                work.states[index as usize] = TaskState::Ready;
+        for index in work.plan.tasks()[task as usize].needs.clone() {
+            let key = work.plan.key_of(&work.plan.tasks()[index as usize]);
+            let state = &mut work.states[index as usize];
+            if *state == TaskState::Done && missing.contains(&key) {
+                *state = TaskState::Ready;
                 work.ready.push_back(index);
                 again += 1;
             }
         }
-        self.progress.done -= u64::from(again);
-        work.states[task as usize] = TaskState::Waiting;
-        for (join, lacking) in &mut work.joins {
-            if *join == task {
+        if again > 0 {
+            self.progress.done -= u64::from(again);
+            self.progress.found = self.progress.found.min(self.progress.done);
+            work.states[task as usize] = TaskState::Waiting;
+            for (_, lacking) in work.joins.iter_mut().filter(|(join, _)| *join == task) {
                 *lacking += again;
             }
         }
+        again
     }
 
-    /// The index of the task with this result key.
-    fn find(&self, key: &ResultKey) -> Option<u32> {
-        let plan = &self.work.as_ref()?.plan;
-        let index = plan.tasks().iter().position(|task| plan.key_of(task) == *key)?;
-        u32::try_from(index).ok()
+    /// Whether `task` is still the one with this result key, and not yet done.
+    fn is(&self, task: u32, key: &ResultKey) -> bool {
+        let Some(work) = &self.work else { return false };
+        let planned = work.plan.tasks().get(task as usize);
+        planned.is_some_and(|planned| work.plan.key_of(planned) == *key)
+            && work.states[task as usize] == TaskState::InFlight
     }
 
     /// What a worker said of the last failed try of `task`, and who it was.
@@ -1121,7 +1177,7 @@ mod tests {
             let key = self.key(job, task);
             let artifact = Artifact { key: "artifacts/x".to_owned(), digest: Digest::of(b"x"), size_bytes: 1 };
             let output = JobOutput { name: "p".to_owned(), artifact, format: Format::Png, size: Size::new(1, 1) };
-            self.tell(Event::Assembled { job: job.parse().unwrap(), key, output })
+            self.tell(Event::Assembled { job: job.parse().unwrap(), task: task as u32, key, output })
         }
     }
 
@@ -1162,6 +1218,7 @@ mod tests {
             priority: Priority::Normal,
             deadline: None,
             traceparent: None,
+            warnings: Vec::new(),
             kind: JobKind::Upscale(Upscale {
                 pictures: vec![picture],
                 upscale_model: model,
@@ -1270,6 +1327,43 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_died_untried_is_ordered_again_a_few_times() {
+        let mut desk = Desk::new(100);
+        desk.admit(job("a", 100), &[]);
+        let order = |desk: &Desk| {
+            let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
+            entry.order(0, desk.ledger.next_dispatch).unwrap()
+        };
+        for _ in 0..MOST_UNTRIED {
+            let order = Box::new(order(&desk));
+            assert_eq!(desk.tell(Event::Parked { order, attempts: 3 }), "publish a/0");
+        }
+        let order = Box::new(order(&desk));
+        assert_eq!(desk.tell(Event::Parked { order, attempts: 3 }), "abandon a; a failed");
+    }
+
+    #[test]
+    fn a_job_that_names_the_same_picture_twice_ends() {
+        let mut desk = Desk::new(100);
+        let mut twice = job("a", 100);
+        let JobKind::Upscale(upscale) = &mut twice.kind;
+        upscale.pictures.push(upscale.pictures[0].clone());
+        assert_eq!(desk.admit(twice, &[]), "publish a/0");
+        assert_eq!(desk.done("a", 0), "assemble a/1; assemble a/3");
+        assert_eq!(desk.assembled("a", 3), "");
+        assert_eq!(desk.assembled("a", 1), "a succeeded");
+    }
+
+    #[test]
+    fn a_more_urgent_job_pulls_shared_work_ahead() {
+        let mut desk = Desk::new(100);
+        assert_eq!(desk.admit(job("a", 100), &[]), "publish a/0");
+        let urgent = Job { priority: Priority::High, ..with_format(job("b", 100), Format::Tiff) };
+        assert_eq!(desk.admit(urgent, &[]), "publish b/0");
+        assert_eq!(desk.done("b", 0), "assemble a/1; assemble b/1");
+    }
+
+    #[test]
     fn out_of_memory_halves_the_tiles_of_the_whole_job_and_records_it() {
         let mut desk = Desk::new(100);
         desk.admit(job("a", 400), &[]);
@@ -1287,8 +1381,13 @@ mod tests {
         desk.admit(job("a", 400), &[0]);
         assert_eq!(desk.done("a", 1), "assemble a/2");
         let (key, lost) = (desk.key("a", 2), desk.key("a", 0));
-        let event =
-            |missing| Event::NotAssembled { job: "a".parse().unwrap(), key, message: "gone".to_owned(), missing };
+        let event = |missing| Event::NotAssembled {
+            job: "a".parse().unwrap(),
+            task: 2,
+            key,
+            message: "gone".to_owned(),
+            missing,
+        };
         assert_eq!(desk.tell(event(vec![lost])), "publish a/0");
         assert_eq!(desk.done("a", 0), "assemble a/2");
         assert_eq!(desk.tell(event(vec![])), "abandon a; a failed", "nothing to render again: it cannot be helped");

@@ -22,22 +22,6 @@ pub struct Records {
     namespace: String,
 }
 
-/// A record that could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The store failed.
-    #[error("the record could not be reached")]
-    Store(#[from] StoreError),
-    /// The bytes are no such record.
-    #[error("`{key}` is not a record of this version")]
-    Unreadable {
-        /// Where it lies.
-        key: String,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-}
-
 impl Records {
     /// The records of the farm called `namespace` in `store`.
     pub fn new(store: Arc<dyn Store>, namespace: &str) -> Self {
@@ -45,41 +29,34 @@ impl Records {
     }
 
     /// Stores a job.
-    pub async fn put_job(&self, job: &Job) -> Result<(), RecordError> {
+    pub async fn put_job(&self, job: &Job) -> Result<(), StoreError> {
         put_json(&*self.store, &layout::job(&self.namespace, &job.id), job).await
     }
 
     /// Stores how a job ended.
-    pub async fn put_ending(&self, job: &JobId, ending: &Ending) -> Result<(), RecordError> {
+    pub async fn put_ending(&self, job: &JobId, ending: &Ending) -> Result<(), StoreError> {
         put_json(&*self.store, &layout::job_ending(&self.namespace, job), ending).await
     }
 
     /// Forgets how a job ended: it runs again.
-    pub async fn delete_ending(&self, job: &JobId) -> Result<(), RecordError> {
+    pub async fn delete_ending(&self, job: &JobId) -> Result<(), StoreError> {
         Ok(self.store.delete(&Key::new(layout::job_ending(&self.namespace, job))?).await?)
     }
 
     /// Reads a job, if there is such a one.
-    pub async fn job(&self, id: &JobId) -> Result<Option<Job>, RecordError> {
+    pub async fn job(&self, id: &JobId) -> Result<Option<Job>, StoreError> {
         get_json(&*self.store, &layout::job(&self.namespace, id)).await
     }
 
-    /// Reads all jobs and how they ended. A record that cannot be read is logged and passed over: one bad record must
-    /// not keep all other jobs waiting.
-    pub async fn all(&self) -> Result<Vec<(Job, Option<Ending>)>, RecordError> {
+    /// Reads all jobs and how they ended.
+    pub async fn all(&self) -> Result<Vec<(Job, Option<Ending>)>, StoreError> {
         let listed: Vec<_> = self.store.list(&layout::jobs(&self.namespace)).try_collect().await?;
         let keys = listed.into_iter().map(|entry| entry.key).filter(|key| key.as_str().ends_with("/job.json"));
         let read = keys.map(|key| async move {
-            let job: Option<Job> = match get_json(&*self.store, key.as_str()).await {
-                Err(error @ RecordError::Unreadable { .. }) => {
-                    tracing::error!(error = crate::refusal::chain(&error), "passed over a job record");
-                    None
-                }
-                other => other?,
-            };
+            let job: Option<Job> = get_json(&*self.store, key.as_str()).await?;
             let Some(job) = job else { return Ok(None) };
             let ending = get_json(&*self.store, &layout::job_ending(&self.namespace, &job.id)).await?;
-            Ok::<_, RecordError>(Some((job, ending)))
+            Ok::<_, StoreError>(Some((job, ending)))
         });
         let read = futures::stream::iter(read).buffer_unordered(CONCURRENT_READS);
         read.try_filter_map(async |job| Ok(job)).try_collect().await
@@ -87,18 +64,26 @@ impl Records {
 }
 
 /// Stores `value` as JSON.
-pub async fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), RecordError> {
+pub async fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(value).expect("plain structs always serialise");
     Ok(store.put(&Key::new(key)?, bytes.into()).await?)
 }
 
-/// Reads JSON; `None` where there is nothing.
-pub async fn get_json<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<T>, RecordError> {
+/// Reads JSON; `None` where there is nothing, or nothing that this version can read.
+///
+/// One bad record (of another version, or cut short by a power cut) must not keep everything else waiting: it is
+/// logged, and what it said is found out anew where that is possible.
+pub async fn get_json<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<T>, StoreError> {
     let bytes = match store.get(&Key::new(key)?).await {
         Ok(bytes) => bytes,
         Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
-    let unreadable = |source| RecordError::Unreadable { key: key.to_owned(), source };
-    serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            tracing::error!(key, %error, "passed over a record that cannot be read");
+            Ok(None)
+        }
+    }
 }

@@ -7,8 +7,6 @@ use store::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::records::RecordError;
-
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -75,6 +73,9 @@ impl Refusal {
                 Self::NotFound { field: field.clone(), what: what.clone() }
             }
             StoreError::Forbidden { .. } => Self::Forbidden { field: field.clone(), what: what.clone() },
+            error @ (StoreError::InvalidKey { .. } | StoreError::InvalidUrl { .. }) => {
+                Self::field(&field, chain(&error))
+            }
             other => other.into(),
         }
     }
@@ -91,24 +92,14 @@ impl From<StoreError> for Refusal {
     }
 }
 
-impl From<RecordError> for Refusal {
-    fn from(error: RecordError) -> Self {
-        match error {
-            RecordError::Store(error) => error.into(),
-            error @ RecordError::Unreadable { .. } => {
-                Self::Internal { what: "a record cannot be read".to_owned(), source: error.into() }
-            }
-        }
-    }
-}
-
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let message = chain(&refusal);
+        // It travels in a header, and may quote what the caller wrote.
+        let message: String = chain(&refusal).chars().take(1000).collect();
         let mut details = ErrorDetails::new();
         let code = match refusal {
             Refusal::Field(InvalidField { field, why }) => {
-                details.add_bad_request_violation(field, why);
+                details.add_bad_request_violation(field, why.chars().take(1000).collect::<String>());
                 Code::InvalidArgument
             }
             Refusal::NotFound { field, what } => {

@@ -31,8 +31,16 @@ use crate::{
     records::Records,
     refusal::chain,
     roster::Roster,
-    services::{artifacts::ArtifactsService, jobs::JobsService, models::ModelsService, workers::WorkersService},
+    services::{
+        artifacts::ArtifactsService,
+        jobs::{JobsService, Turns},
+        models::ModelsService,
+        workers::WorkersService,
+    },
 };
+
+/// Pictures that are fetched and decoded at once: each may take `limits.max_whole_picture_bytes`.
+const DECODING: usize = 2;
 
 /// How long calls under way may take when the process is told to stop.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -73,6 +81,8 @@ pub async fn run(
         limits,
         scratch: config.scratch.clone(),
         default_class,
+        max_upload_bytes: config.max_upload_bytes,
+        decoding: Semaphore::new(DECODING),
     });
 
     let inbox = Inbox {
@@ -96,7 +106,7 @@ pub async fn run(
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     };
-    let dispatching = tokio::spawn(dispatch.run(errands));
+    let mut dispatching = tokio::spawn(dispatch.run(errands));
     resume(&records, &intake, &desk).await.context("cannot take up the jobs in the store")?;
 
     let jobs = JobsService {
@@ -107,7 +117,7 @@ pub async fn run(
         max_active_jobs: config.max_active_jobs,
         metrics,
         shutdown: shutdown.clone(),
-        under_way: Arc::default(),
+        turns: Turns::default(),
     };
     let artifacts =
         ArtifactsService { store, scratch: config.scratch.clone(), max_upload_bytes: config.max_upload_bytes };
@@ -128,7 +138,7 @@ pub async fn run(
         .add_service(ModelsServer::new(ModelsService { catalog, intake }))
         .add_service(WorkersServer::new(WorkersService { roster }))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
-    let serving = tokio::spawn(serving);
+    let mut serving = tokio::spawn(serving);
     context.health.ready("coordinator");
     tracing::info!(%address, farm = config.farm, "coordinator is ready");
 
@@ -138,15 +148,27 @@ pub async fn run(
         error = inbox.take_dead() => Err(error).context("cannot take dead-lettered tasks"),
         error = inbox.take_beats() => Err(error).context("cannot hear the workers"),
         () = inbox.tick() => Ok(()),
+        ended = &mut dispatching => match ended {
+            Ok(result) => result.context("cannot publish tasks"),
+            Err(error) => Err(error).context("dispatch stopped"),
+        },
+        ended = &mut serving => match ended {
+            Ok(result) => result.context("cannot serve gRPC"),
+            Err(error) => Err(error).context("the gRPC server stopped"),
+        },
     };
     context.health.not_ready("coordinator", "is leaving");
     // What is cut off here is taken up by the next coordinator.
     shutdown.cancel();
     assemblies.close();
     let farewell = async {
-        let _ = serving.await;
+        if !serving.is_finished() {
+            let _ = serving.await;
+        }
         assemblies.wait().await;
-        let _ = dispatching.await;
+        if !dispatching.is_finished() {
+            let _ = dispatching.await;
+        }
     };
     if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
         tracing::warn!("left calls unanswered");
@@ -202,7 +224,8 @@ async fn resume(records: &Records, intake: &Intake, desk: &Desk) -> anyhow::Resu
     }
     active.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
     for job in active {
-        let (id, count) = (job.id.clone(), job.clone());
+        let (id, kept) = (job.id.clone(), job.clone());
+        intake.restore(&job).await?;
         match intake.plan(job).await {
             Ok(Planned { job, plan, found, outputs }) => {
                 tracing::info!(job.id = %id, task.count = plan.tasks().len(), task.found = found.len(), "took up job");
@@ -225,7 +248,7 @@ async fn resume(records: &Records, intake: &Intake, desk: &Desk) -> anyhow::Resu
                     warnings: Vec::new(),
                     counts: (0, 0, 0),
                 };
-                desk.apply(Event::Remembered { job: Box::new(count), ending });
+                desk.apply(Event::Remembered { job: Box::new(kept), ending });
             }
             Err(other) => return Err(other.into()),
         }

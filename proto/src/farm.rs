@@ -3,10 +3,10 @@
 //! [`Order`] goes to workers, [`Report`] comes back, [`Beat`] says who is alive, and [`Revocation`] takes orders back.
 //! Each has `encode` and `decode`; what cannot be decoded is not ours.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use domain::{
-    job::{JobId, Priority, Timestamp},
+    job::{JobId, Precision, Priority, Timestamp},
     region::Region,
     task::{ComputeClass, Context, Place, ResultKey},
 };
@@ -47,7 +47,7 @@ impl Names {
 
     /// The queues from which a worker of `class` takes tasks, the most urgent first.
     pub fn served_by(&self, class: &ComputeClass) -> Vec<String> {
-        let places = [Place::Class(class.clone()), Place::AnyWorker];
+        let places = places_of(class);
         Priority::ALL
             .iter()
             .flat_map(|&priority| places.iter().filter_map(move |place| self.tasks(place, priority)))
@@ -78,6 +78,15 @@ impl Names {
     pub fn beats(&self) -> String {
         format!("{}.beats", self.farm)
     }
+}
+
+/// The places whose tasks a worker of `class` takes.
+///
+/// A class that does not offer [`Precision::Exact`] takes none of [`Place::AnyWorker`]: tasks of every precision are on
+/// those queues, and each exact one that it refused would have lost a delivery.
+pub fn places_of(class: &ComputeClass) -> Vec<Place> {
+    let any = class.offers(Precision::Exact).then_some(Place::AnyWorker);
+    iter::once(Place::Class(class.clone())).chain(any).collect()
 }
 
 fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, InvalidField> {
@@ -112,7 +121,8 @@ impl Order {
 
     /// The order as bytes; `None` for a task that is the coordinator's own.
     pub fn encode(&self) -> Option<Vec<u8>> {
-        let Context::Upscale { revision, picture, upscale_model, scale, precision, place } = &self.context else {
+        let Context::Upscale { revision, picture, decode, upscale_model, scale, precision, place } = &self.context
+        else {
             return None;
         };
         let compute_class = match place {
@@ -124,6 +134,7 @@ impl Order {
         let operation = v1::task_order::Operation::Upscale(v1::UpscaleTile {
             revision: *revision,
             picture: picture.to_string(),
+            decode_revision: *decode,
             upscale_model: upscale_model.to_string(),
             scale: *scale,
             precision: precision_to_wire(*precision).into(),
@@ -158,6 +169,7 @@ impl Order {
             context: Context::Upscale {
                 revision: tile.revision,
                 picture: tile.picture.parse().map_err(InvalidField::at("upscale.picture"))?,
+                decode: tile.decode_revision,
                 upscale_model: tile.upscale_model.parse().map_err(InvalidField::at("upscale.upscale_model"))?,
                 scale: tile.scale,
                 precision: precision_from_wire("upscale.precision", tile.precision)?,
@@ -389,7 +401,7 @@ impl Beat {
 
 #[cfg(test)]
 mod tests {
-    use domain::{digest::Digest, job::Precision};
+    use domain::digest::Digest;
 
     use super::*;
 
@@ -401,6 +413,7 @@ mod tests {
             context: Context::Upscale {
                 revision: 1,
                 picture: Digest::of(b"picture"),
+                decode: 1,
                 upscale_model: Digest::of(b"weights"),
                 scale: 2,
                 precision: Precision::Exact,
@@ -467,5 +480,15 @@ mod tests {
              tessera.tasks.any.normal tessera.tasks.cpu.candle.f32.low tessera.tasks.any.low"
         );
         assert!(Names::new("No Farm").is_err());
+    }
+
+    #[test]
+    fn a_worker_that_is_not_exact_leaves_the_tasks_for_any_worker_to_others() {
+        let queues = Names::new("tessera").unwrap().served_by(&"cuda.candle.f16".parse().unwrap());
+        assert_eq!(
+            queues.join(" "),
+            "tessera.tasks.cuda.candle.f16.high tessera.tasks.cuda.candle.f16.normal \
+             tessera.tasks.cuda.candle.f16.low"
+        );
     }
 }

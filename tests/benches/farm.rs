@@ -92,6 +92,7 @@ fn job(side: u32, scale: u32, tiling: Tiling, format: Format) -> Job {
         priority: Priority::Normal,
         deadline: None,
         traceparent: None,
+        warnings: Vec::new(),
         kind: JobKind::Upscale(Upscale {
             pictures: vec![picture],
             upscale_model,
@@ -311,7 +312,7 @@ fn assemble_here(format: Format, folder: &Path) -> Result<()> {
     let JobKind::Upscale(upscale) = &job.kind;
     let picture = &upscale.pictures[0];
     let raster = RasterInfo::new(picture.size.width, picture.size.height, picture.color, picture.sample);
-    let record = RasterRecord { raster, format: Format::Png, has_icc: false, has_exif: false, revision: 1 };
+    let record = RasterRecord { raster, format: Format::Png, has_icc: false, has_exif: false };
     runtime.block_on(coordinator::records::put_json(&*store, &layout::raster_info(picture.digest), &record))?;
     for task in plan.tasks() {
         let context = plan.context_of(task);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use domain::digest::Digest;
 use proto::v1;
 use tests::{
-    farm::{Farm, Finished, services},
+    farm::{Farm, Finished, binary, services},
     pictures::{compact, png},
     proxy::Proxy,
     rabbitmq::RabbitMq,
@@ -213,5 +213,27 @@ async fn a_worker_told_to_stop_finishes_or_gives_back_and_leaves() -> Result<()>
     let left = farm.workers_now().await?;
     assert!(left.iter().all(|other| other.id != worker), "it said farewell");
     assert_eq!(farm.finished(&job.id).await?.digest(), want);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_waits_does_not_notice_that_the_coordinator_was_replaced() -> Result<()> {
+    let Some(services) = services() else { return Ok(()) };
+    let want = undisturbed(&services).await?;
+    let mut farm = Farm::with_workers(&services, 2).start().await?;
+    farm.add_model("slow", &slow_model()).await?;
+    let folder = tempfile::TempDir::new()?;
+    let (input, output) = (folder.path().join("in.png"), folder.path().join("out.png"));
+    std::fs::write(&input, picture())?;
+    let mut command = std::process::Command::new(binary("tessera"));
+    command.args(["upscale".as_ref(), input.as_os_str(), "-o".as_ref(), output.as_os_str()]);
+    command.args(["--model", "slow", "--tile", "96", "--overlap", "16", "--server", &farm.url()]);
+    let waiting = tokio::task::spawn_blocking(move || command.output());
+    farm.until("work", |workers| workers.iter().any(|worker| !worker.tasks.is_empty())).await?;
+    farm.kill_coordinator()?;
+    farm.start_coordinator().await?;
+    let told = waiting.await??;
+    assert!(told.status.success(), "{}\n{}", String::from_utf8_lossy(&told.stderr), farm.logs());
+    assert_eq!(Digest::of(&std::fs::read(&output)?), want);
     Ok(())
 }

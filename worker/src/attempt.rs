@@ -16,7 +16,7 @@ use domain::task::{Context, Place, UPSCALE_REVISION};
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
 use store::{Key, Store, StoreError};
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -25,7 +25,7 @@ use crate::{
     engine::{Engine, RenderError, Stop, Verdict, Watch, Work},
     fetch::{FetchError, Fetcher, store_verdict},
     metrics::Metrics,
-    patience::{pause_after, persist},
+    patience::{Pauses, persist},
 };
 
 /// Everything that the attempts of one worker share.
@@ -44,6 +44,10 @@ pub struct Bench {
     pub board: Arc<Board>,
     /// What brings the inputs.
     pub fetcher: Fetcher,
+    /// Attempts per task, from 1.
+    pub delivery_limit: u32,
+    /// How long to wait after a failure.
+    pub pauses: Pauses,
     /// The right to render: as many permits as slots.
     pub slots: Arc<Semaphore>,
     /// Cancelled when nothing new is begun.
@@ -72,6 +76,8 @@ enum Setback {
     Failed(String),
     /// It did not succeed this time.
     Retrying(String),
+    /// There is no room for it at the moment.
+    Crowded(String),
     /// The device is too small for it.
     OutOfMemory(String),
     /// Nobody wants it any more.
@@ -90,12 +96,15 @@ enum Settlement {
 }
 
 /// What the coordinator hears of an attempt, and what becomes of the delivery then: the one table of both.
-fn conclusion(ended: Result<Stored, Setback>) -> (Option<Outcome>, Settlement) {
+fn conclusion(ended: Result<Stored, Setback>, is_last: bool) -> (Option<Outcome>, Settlement) {
     match ended {
         Ok(Stored { found, elapsed }) => (Some(Outcome::Done { found, elapsed }), Settlement::Ack),
         Err(Setback::Failed(message)) => (Some(Outcome::Failed { message }), Settlement::Ack),
         Err(Setback::OutOfMemory(message)) => (Some(Outcome::OutOfMemory { message }), Settlement::Ack),
-        Err(Setback::Retrying(message)) => (Some(Outcome::Retrying { message }), Settlement::Retry),
+        Err(Setback::Crowded(message)) if is_last => (Some(Outcome::OutOfMemory { message }), Settlement::Ack),
+        Err(Setback::Crowded(message) | Setback::Retrying(message)) => {
+            (Some(Outcome::Retrying { message }), Settlement::Retry)
+        }
         Err(Setback::Revoked) => (None, Settlement::Ack),
         Err(Setback::Leaving) => (None, Settlement::GiveBack),
         Err(Setback::Misplaced(_)) => (None, Settlement::DeadLetter),
@@ -108,6 +117,7 @@ impl Setback {
         match verdict {
             Verdict::Fail => Self::Failed(message),
             Verdict::Retry => Self::Retrying(message),
+            Verdict::RetryOrReplan => Self::Crowded(message),
             Verdict::Replan => Self::OutOfMemory(message),
             Verdict::Cancelled => match watch.stop() {
                 Some(stop) => stop.into(),
@@ -122,6 +132,7 @@ impl Setback {
             Self::Misplaced(_) => "misplaced",
             Self::Failed(_) => "failed",
             Self::Retrying(_) => "retrying",
+            Self::Crowded(_) => "crowded",
             Self::OutOfMemory(_) => "out_of_memory",
             Self::Revoked => "revoked",
             Self::Leaving => "given_back",
@@ -171,7 +182,8 @@ impl Bench {
         };
         let ended = self.attempt(order, &held).await;
         self.note(&ended);
-        let (outcome, settlement) = conclusion(ended);
+        let is_last = attempt >= self.delivery_limit;
+        let (outcome, mut settlement) = conclusion(ended, is_last);
         if let Some(outcome) = outcome
             && !self.report(order, attempt, outcome).await
         {
@@ -180,7 +192,10 @@ impl Bench {
         }
         if settlement == Settlement::Retry {
             // What failed here a moment ago would fail again at once.
-            let _ = self.shutdown.run_until_cancelled(tokio::time::sleep(pause_after(attempt))).await;
+            let pause = self.pauses.failed(attempt);
+            if !is_last && let Err(stopped) = self.unless_stopped(&held.watch, sleep(pause)).await {
+                settlement = conclusion(Err(stopped), is_last).1;
+            }
         }
         drop(held);
         settle(delivery, settlement).await;
@@ -197,6 +212,7 @@ impl Bench {
                 let elapsed_ms = elapsed.as_millis() as u64;
                 info!(elapsed_ms, "rendered a task");
                 self.board.count_rendered();
+                self.pauses.succeeded();
                 self.metrics.ended("rendered");
                 self.metrics.rendered_in(*elapsed);
             }
@@ -205,6 +221,7 @@ impl Bench {
                     Setback::Misplaced(error) => warn!(error, "dead-lettered a task that is not for this worker"),
                     Setback::Failed(error) => warn!(error, "a task failed"),
                     Setback::Retrying(error) => warn!(error, "a task did not succeed and is tried again"),
+                    Setback::Crowded(error) => warn!(error, "no room for a task at the moment"),
                     Setback::OutOfMemory(error) => warn!(error, "the device ran out of memory"),
                     Setback::Revoked => info!("dropped a revoked task"),
                     Setback::Leaving => info!("gave a task back"),

@@ -143,6 +143,8 @@ pub enum Verdict {
     Fail,
     /// It may be done another time or elsewhere.
     Retry,
+    /// It may be done another time or elsewhere. If that goes on until its last attempt, [`Verdict::Replan`].
+    RetryOrReplan,
     /// The job must be planned anew with smaller tiles: pixels never depend on whose memory is how large.
     Replan,
     /// It was dropped on request.
@@ -205,13 +207,23 @@ pub enum RenderError {
         source: ModelError,
     },
     /// The device has too little memory to even begin.
-    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {free_bytes} free")]
+    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {total_bytes}")]
     TooLarge {
         /// The tile.
         size: Size,
         /// What it would need.
         needs_bytes: u64,
         /// What there is.
+        total_bytes: u64,
+    },
+    /// The device has memory enough, but too much of it is taken at the moment.
+    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {free_bytes} free")]
+    Crowded {
+        /// The tile.
+        size: Size,
+        /// What it would need.
+        needs_bytes: u64,
+        /// What is free.
         free_bytes: u64,
     },
     /// The device failed in another way.
@@ -258,6 +270,7 @@ impl RenderError {
             | Self::NotANumber { .. }
             | Self::WrongLength { .. } => Verdict::Fail,
             Self::OutOfMemory { .. } | Self::TooLarge { .. } => Verdict::Replan,
+            Self::Crowded { .. } => Verdict::RetryOrReplan,
             Self::Device { .. } | Self::Panicked { .. } => Verdict::Retry,
             Self::Interrupted => Verdict::Cancelled,
         }

@@ -15,9 +15,13 @@ pub struct Memory {
 pub fn of_this_machine() -> Option<Memory> {
     let machine = parse_meminfo(&fs::read_to_string("/proc/meminfo").ok()?)?;
     // Inside a container, these are the files of its own control group (version 2).
-    let number = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok();
+    let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse().ok();
     Some(match number("memory.max").zip(number("memory.current")) {
-        Some((limit, used)) => machine.within(limit, used),
+        Some((limit, used)) => {
+            let given_up = read("memory.stat").map_or(0, |stat| parse_inactive_file(&stat));
+            machine.within(limit, used.saturating_sub(given_up))
+        }
         None => machine, // no group, or one without a limit
     })
 }
@@ -38,6 +42,11 @@ fn parse_meminfo(text: &str) -> Option<Memory> {
     Some(Memory { total_bytes: bytes("MemTotal")?, free_bytes: bytes("MemAvailable")? })
 }
 
+/// The bytes of files that a group keeps in memory, but gives up as soon as somebody wants the room.
+fn parse_inactive_file(stat: &str) -> u64 {
+    stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +60,6 @@ mod tests {
         assert_eq!(machine.within(4 << 20, 1 << 20), Memory { total_bytes: 4 << 20, free_bytes: 3 << 20 });
         assert_eq!(machine.within(64 << 20, 63 << 20).free_bytes, 1 << 20);
         assert_eq!(machine.within(1, 2).free_bytes, 0);
+        assert_eq!(parse_inactive_file("anon 1\nactive_file 2\ninactive_file 4096\n"), 4096);
     }
 }

@@ -1,10 +1,48 @@
-//! Waiting for a store or a broker that is away, for as long as it takes.
+//! Waiting: for a store or a broker that is away, for as long as it takes, and after a task that did not succeed.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use tracing::{info, warn};
 
-/// The pause after attempt number `attempt`, from 1: doubles each time, up to five seconds.
+/// The pause after a worker's first failure.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The pauses between a failure and the next attempt.
+///
+/// They grow with the attempts of the task and with the failures of the worker in a row: a worker whose disk is full or
+/// whose device is broken must not use up the attempts of tasks that others could do.
+#[derive(Debug)]
+pub struct Pauses {
+    first: Duration,
+    failures: AtomicU32,
+}
+
+impl Pauses {
+    /// Begins with pauses of `first`; each is five times as long as the one before, up to half a minute.
+    pub fn new(first: Duration) -> Self {
+        Self { first, failures: AtomicU32::new(0) }
+    }
+
+    /// Takes note of a success: the worker is sound.
+    pub fn succeeded(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// Takes note that attempt number `attempt`, from 1, of a task failed, and says how long to pause.
+    pub fn failed(&self, attempt: u32) -> Duration {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let growth = 5_u32.saturating_pow(attempt.max(failures) - 1);
+        self.first.saturating_mul(growth).min(LONGEST_PAUSE)
+    }
+}
+
+/// The pause after call number `attempt`, from 1, to a service that is away: doubles each time, up to five seconds.
 pub fn pause_after(attempt: u32) -> Duration {
     let doublings = attempt.saturating_sub(1).min(16);
     Duration::from_millis(100 << doublings).min(Duration::from_secs(5))
@@ -64,6 +102,15 @@ mod tests {
         assert_eq!(persist("test", |trouble: &Trouble| trouble.passing, operation).await, Ok(3));
         let operation = || std::future::ready(Err::<(), _>(Trouble { passing: false }));
         assert!(persist("test", |trouble: &Trouble| trouble.passing, operation).await.is_err());
+    }
+
+    #[test]
+    fn failures_of_the_task_and_of_the_worker_lengthen_the_pause() {
+        let pauses = Pauses::new(FIRST_PAUSE);
+        let failed = |attempt| pauses.failed(attempt).as_secs();
+        assert_eq!([failed(1), failed(2), failed(3), failed(1)], [1, 5, 25, 30], "the last is the worker's fourth");
+        pauses.succeeded();
+        assert_eq!([failed(1), failed(1), failed(u32::MAX)], [1, 5, 30]);
     }
 
     #[test]

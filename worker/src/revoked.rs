@@ -63,6 +63,7 @@ mod tests {
         let context = Context::Upscale {
             revision: 1,
             picture: Digest::of(b"picture"),
+            decode: 1,
             upscale_model: Digest::of(b"model"),
             scale: 2,
             precision: Precision::Exact,

@@ -7,9 +7,15 @@ use std::{
 
 use anyhow::Context as _;
 use broker::{Broker, BrokerError, Consumer, Delivery, Listener, Message};
-use domain::job::Timestamp;
-use futures::future::select_all;
-use proto::farm::{Beat, Names, Revocation, Worker};
+use domain::{
+    job::{Priority, Timestamp},
+    task::Place,
+};
+use futures::{
+    future::select_all,
+    stream::{self, BoxStream, StreamExt as _},
+};
+use proto::farm::{Beat, Names, Revocation, Worker, places_of};
 use service::{
     Backoff,
     config::{self, Config},
@@ -31,6 +37,7 @@ use crate::{
     engine::{DeviceFacts, Engine, upscale::UpscaleEngine},
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
+    patience::{FIRST_PAUSE, Pauses},
     topology::topology,
 };
 
@@ -105,14 +112,19 @@ pub async fn run_with(
     }
     // Before the first order: a revocation is heard once.
     let revocations = broker.listen(&names.revoked()).await.context("cannot listen to revocations")?;
-    // One task more than there are slots is in hand, so that its inputs come while others are rendered. The price is
-    // paid at the end of a job, when this worker sits on a task that an idle one could begin. What waits on a queue
-    // behind a more urgent one may be held here too, up to the same number.
-    let prefetch = u16::try_from(config.slots + 1).unwrap_or(u16::MAX);
-    let mut consumers = Vec::new();
-    for queue in names.served_by(&class) {
-        let consumer = broker.consume(&queue, prefetch).await;
-        consumers.push(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?);
+    let mut queues = Vec::new();
+    for priority in Priority::ALL {
+        let mut equals = Vec::new();
+        for place in places_of(&class) {
+            let Some(queue) = names.tasks(&place, priority) else { continue };
+            // One task more than there are slots is in hand, so that its inputs come while others are rendered. The
+            // price is paid when this worker sits on a task that an idle one could begin: at the end of a job, or when
+            // it waits behind more urgent ones. On the queues that everybody shares, that price is too high.
+            let prefetch = if place == Place::AnyWorker { config.slots } else { config.slots + 1 };
+            let consumer = broker.consume(&queue, u16::try_from(prefetch).unwrap_or(u16::MAX)).await;
+            equals.push(deliveries(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?));
+        }
+        queues.push(equals);
     }
     let models = DiskCache::open(&config.model_cache, config.model_cache_bytes)?;
     let metrics = Metrics::new();
@@ -124,6 +136,8 @@ pub async fn run_with(
         board: Arc::default(),
         fetcher: Fetcher::new(store.clone(), models, metrics.clone()),
         store,
+        delivery_limit: config.delivery_limit,
+        pauses: Pauses::new(FIRST_PAUSE),
         slots: Arc::new(Semaphore::new(config.slots)),
         shutdown: context.shutdown.child_token(),
         leaving: CancellationToken::new(),
@@ -133,7 +147,7 @@ pub async fn run_with(
     context.health.ready("worker");
     let teller = Teller { bench: bench.clone(), started: now() };
     let result = tokio::select! {
-        result = work(&bench, consumers, config.slots + 1, config.grace) => result,
+        result = work(&bench, queues, config.slots + 1, config.grace) => result,
         error = hear(revocations, &bench.board) => Err(error).context("can no longer hear revocations"),
         never = teller.tell_every(config.beat_interval) => match never {},
     };
@@ -145,7 +159,7 @@ pub async fn run_with(
 /// Takes tasks and deals with them, at most `seats` at a time, until the shutdown; then drains.
 async fn work(
     bench: &Arc<Bench>,
-    mut consumers: Vec<Box<dyn Consumer>>,
+    mut queues: Vec<Vec<Deliveries>>,
     seats: usize,
     grace: Duration,
 ) -> anyhow::Result<()> {
@@ -154,7 +168,7 @@ async fn work(
     let take = async {
         loop {
             let seat = seats.clone().acquire_owned().await.expect("the seats are never closed");
-            let delivery = match take(&mut consumers).await {
+            let delivery = match take(&mut queues).await {
                 Ok(delivery) => delivery,
                 Err(error) => break error,
             };
@@ -180,17 +194,31 @@ async fn work(
         }
     }
     // Only now: a consumer takes with it what is still unsettled.
-    drop(consumers);
+    drop(queues);
     match lost {
         Some(error) => Err(error).context("can no longer take tasks"),
         None => Ok(()),
     }
 }
 
-/// Waits for the next delivery, the most urgent first: the consumers come in that order.
-async fn take(consumers: &mut [Box<dyn Consumer>]) -> Result<Delivery, BrokerError> {
-    let (delivery, ..) = select_all(consumers.iter_mut().map(|consumer| consumer.next())).await;
-    delivery
+/// What comes from one queue, without end.
+type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
+
+/// What comes to `consumer`. Whoever stops waiting for it may go on later: a consumer that has lost its broker and begins
+/// anew does not start over each time that another queue was faster.
+fn deliveries(consumer: Box<dyn Consumer>) -> Deliveries {
+    let next = |mut consumer: Box<dyn Consumer>| async move { Some((consumer.next().await, consumer)) };
+    stream::unfold(consumer, next).boxed()
+}
+
+/// Waits for the next delivery, the most urgent first: `queues` come in that order, those of equal priority together.
+/// These take turns at being asked first.
+async fn take(queues: &mut [Vec<Deliveries>]) -> Result<Delivery, BrokerError> {
+    for equals in &mut *queues {
+        equals.rotate_right(1);
+    }
+    let (delivery, ..) = select_all(queues.iter_mut().flatten().map(|queue| queue.next())).await;
+    delivery.expect("a queue has no end")
 }
 
 async fn all(attempts: &mut JoinSet<()>) {
@@ -277,4 +305,35 @@ impl Teller {
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Timestamp(since.map_or(0, |since| since.as_millis() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use broker::{MemoryBroker, QueueSpec};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn urgent_tasks_come_first_and_queues_of_equal_priority_take_turns() {
+        let broker = MemoryBroker::new();
+        let mut queues = Vec::new();
+        for equals in [vec!["urgent"], vec!["own", "shared"]] {
+            let mut streams = Vec::new();
+            for queue in equals {
+                broker.declare(&QueueSpec::new(queue)).await.unwrap();
+                broker.publish_many(queue, vec![Message::new(queue, ""), Message::new(queue, "")]).await.unwrap();
+                streams.push(deliveries(broker.consume(queue, 1).await.unwrap()));
+            }
+            queues.push(streams);
+        }
+        let mut taken = Vec::new();
+        for _ in 0..6 {
+            let delivery = take(&mut queues).await.unwrap();
+            taken.push(delivery.message.id.clone());
+            delivery.ack().await.unwrap();
+        }
+        assert_eq!(taken[..2], ["urgent", "urgent"]);
+        let turns = [&taken[2..4], &taken[4..]].map(|two| two.contains(&"own".to_owned()) && two[0] != two[1]);
+        assert_eq!(turns, [true, true], "{taken:?}");
+    }
 }

@@ -3,10 +3,13 @@
 
 mod harness;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-    mpsc,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
 };
 
 use broker::Broker as _;
@@ -16,7 +19,10 @@ use service::config;
 use store::{Key, Store as _};
 use tokio::{runtime::Handle, sync::mpsc::unbounded_channel};
 
-use crate::engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, upscale::UpscaleEngine};
+use crate::{
+    engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, upscale::UpscaleEngine},
+    patience::Pauses,
+};
 use harness::{Farm, ScriptedEngine, black, order_at, within};
 
 #[tokio::test]
@@ -138,16 +144,52 @@ async fn revoked_tasks_are_dropped_wherever_they_are_and_ordered_again_they_are_
 #[tokio::test]
 async fn a_task_that_fails_again_and_again_ends_in_the_dead_queue() {
     let farm = Farm::new().await;
-    let worker = farm.start(ScriptedEngine::new(|_, _| panic!("the card is on fire")));
+    let bench = farm.bench(ScriptedEngine::new(|_, _| panic!("the card is on fire"))).await;
     let order = farm.order(0);
-    farm.publish_when_declared(&order).await;
+    farm.publish(&order).await;
+    let mut consumer = farm.broker.consume(&farm.queue(&order), 1).await.unwrap();
     for attempt in 1..=harness::DELIVERY_LIMIT {
+        bench.serve(within(consumer.next()).await.unwrap()).await;
         let report = farm.report().await;
         let Outcome::Retrying { message } = report.outcome else { panic!("{report:?}") };
         assert_eq!((report.attempt, &*message), (attempt, "the engine panicked: the card is on fire"));
     }
     assert_eq!(Order::decode(&farm.dead().await.body).unwrap(), order);
-    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pause_after_a_failure_ends_when_the_worker_stops() {
+    let farm = Farm::new().await;
+    let mut bench = farm.bench(ScriptedEngine::new(|_, _| panic!("the disk is full"))).await;
+    bench.pauses = Pauses::new(Duration::MAX);
+    let (delivery, mut seen) = farm.watched_delivery(&farm.order(0));
+    let shutdown = bench.shutdown.clone();
+    let serving = tokio::spawn(async move { bench.serve(delivery).await });
+    assert!(matches!(farm.report().await.outcome, Outcome::Retrying { .. }));
+    assert!(seen.try_recv().is_err(), "it is still in hand");
+    shutdown.cancel();
+    within(serving).await.unwrap();
+    assert_eq!(seen.await.unwrap().outcome, broker::Outcome::GiveBack);
+}
+
+#[tokio::test]
+async fn a_task_without_room_is_tried_again_and_after_the_last_attempt_the_job_is_planned_anew() {
+    let farm = Farm::new().await;
+    let engine = ScriptedEngine::new(|work, _| {
+        let Work::Upscale(UpscaleWork { region, .. }) = work;
+        Err(RenderError::Crowded { size: region.size(), needs_bytes: 2, free_bytes: 1 })
+    });
+    let bench = farm.bench(engine).await;
+    let order = farm.order(0);
+    farm.publish(&order).await;
+    let mut consumer = farm.broker.consume(&farm.queue(&order), 1).await.unwrap();
+    let mut replanned = Vec::new();
+    for _ in 0..harness::DELIVERY_LIMIT {
+        bench.serve(within(consumer.next()).await.unwrap()).await;
+        replanned.push(matches!(farm.report().await.outcome, Outcome::OutOfMemory { .. }));
+    }
+    assert_eq!(replanned, [false, false, true]);
+    assert_eq!(farm.depth(&order).await, 0);
 }
 
 #[tokio::test]
@@ -156,14 +198,14 @@ async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
     let worker = farm.start(ScriptedEngine::new(|work, _| {
         let Work::Upscale(UpscaleWork { region, .. }) = work;
         match region.x {
-            0 => Err(RenderError::TooLarge { size: region.size(), needs_bytes: 2, free_bytes: 1 }),
+            0 => Err(RenderError::TooLarge { size: region.size(), needs_bytes: 2, total_bytes: 1 }),
             _ => Ok(vec![0.5]),
         }
     }));
     farm.publish_when_declared(&farm.order(0)).await;
     let report = farm.report().await;
     let Outcome::OutOfMemory { message } = &report.outcome else { panic!("{report:?}") };
-    assert_eq!(message, "a 8x8 tile needs about 2 bytes of memory, and the device has 1 free");
+    assert_eq!(message, "a 8x8 tile needs about 2 bytes of memory, and the device has 1");
 
     farm.publish(&farm.order(8)).await;
     let report = farm.report().await;
@@ -244,7 +286,7 @@ async fn a_worker_that_is_told_to_stop_finishes_what_it_renders_and_gives_back_t
 #[tokio::test]
 async fn what_does_not_finish_within_the_grace_is_interrupted_and_given_back() {
     let mut farm = Farm::new().await;
-    farm.config.grace = std::time::Duration::ZERO;
+    farm.config.grace = Duration::ZERO;
     let (began, mut begun) = unbounded_channel();
     let worker = farm.start(ScriptedEngine::new(move |_, watch| {
         began.send(()).unwrap();

@@ -1,9 +1,9 @@
 //! The service `Jobs`.
 
 use std::{
-    collections::HashSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,7 +37,7 @@ const WATCH_PAUSE: Duration = Duration::from_millis(50);
 const EVENTS_AT_ONCE: usize = 1024;
 
 /// Renders pictures.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct JobsService {
     /// Who decides.
     pub desk: Arc<Desk>,
@@ -53,37 +53,44 @@ pub struct JobsService {
     pub metrics: Arc<Metrics>,
     /// When streams end.
     pub shutdown: CancellationToken,
-    /// Requests under way, so that the same one sent twice at once is resolved once.
-    pub under_way: Arc<Mutex<HashSet<JobId>>>,
+    /// One call at a time begins or retries a job.
+    pub turns: Turns,
 }
 
-/// A place among the requests under way; given up when the call ends, also when its caller hangs up.
-struct UnderWay(Arc<Mutex<HashSet<JobId>>>, JobId);
+/// Locks by job. There are fewer locks than jobs, so that two jobs may now and then wait for each other.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<[Arc<tokio::sync::Mutex<()>>]>);
 
-impl UnderWay {
-    fn begin(requests: &Arc<Mutex<HashSet<JobId>>>, id: &JobId) -> Option<Self> {
-        let fresh = requests.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
-        fresh.then(|| Self(requests.clone(), id.clone()))
+impl Default for Turns {
+    fn default() -> Self {
+        Self((0..1024).map(|_| Arc::default()).collect())
     }
 }
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+impl Turns {
+    /// Waits until nobody else begins or retries the job.
+    async fn of(&self, id: &JobId) -> tokio::sync::OwnedMutexGuard<()> {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        let index = hasher.finish() as usize % self.0.len();
+        self.0[index].clone().lock_owned().await
     }
 }
 
 impl JobsService {
-    async fn create(&self, request: v1::CreateJobRequest, traceparent: Option<String>) -> Result<v1::Job, Refusal> {
+    /// Creates a job. Goes on when the caller hangs up: half a job would be none.
+    async fn create(self, request: v1::CreateJobRequest, traceparent: Option<String>) -> Result<v1::Job, Refusal> {
         let id = job_id(&self.farm, &request.request_id);
-        if let Some(job) = self.shown(&id) {
-            return Ok(job);
-        }
-        let Some(_under_way) = UnderWay::begin(&self.under_way, &id) else {
-            let why = format!("request `{}` is being accepted at this moment", request.request_id);
-            return Err(Refusal::Unavailable { what: "the job", source: why.into() });
+        let creating = async move {
+            let _turn = self.turns.of(&id).await;
+            match self.shown(&id) {
+                Some(job) => Ok(job),
+                None => self.accept(id, request, traceparent).await,
+            }
         };
-        self.accept(id, request, traceparent).await
+        tokio::spawn(creating.in_current_span())
+            .await
+            .unwrap_or_else(|error| Err(Refusal::Internal { what: "intake stopped".to_owned(), source: error.into() }))
     }
 
     async fn accept(
@@ -120,6 +127,7 @@ impl JobsService {
     }
 
     async fn retry(&self, id: &JobId) -> Result<v1::Job, Refusal> {
+        let _turn = self.turns.of(id).await;
         let state = self.desk.read(|ledger| ledger.job(id).map(|entry| entry.state)).ok_or_else(|| gone(id))?;
         match state {
             JobState::Queued | JobState::Running => {}
@@ -131,8 +139,15 @@ impl JobsService {
             JobState::Failed | JobState::Cancelled => {
                 // Until its ending is stored, a job that ended a moment ago must not be run again: the ending would
                 // come after it.
-                self.desk.settled().await;
+                if !self.desk.settled().await {
+                    return Err(leaving());
+                }
                 let job = self.records.job(id).await?.ok_or_else(|| gone(id))?;
+                if job.deadline.is_some_and(|deadline| deadline <= crate::desk::now()) {
+                    let why = format!("the deadline of job {id} has passed: submit it again with another");
+                    return Err(Refusal::Precondition { why });
+                }
+                self.intake.restore(&job).await?;
                 let Planned { job, plan, found, outputs } = self.intake.plan(job).await?;
                 self.records.delete_ending(id).await?;
                 tracing::info!(job.id = %id, task.count = plan.tasks().len(), task.found = found.len(), "runs again");
@@ -141,6 +156,10 @@ impl JobsService {
         }
         self.shown(id).ok_or_else(|| gone(id))
     }
+}
+
+fn leaving() -> Refusal {
+    Refusal::Unavailable { what: "the coordinator", source: "it is shutting down; try again".into() }
 }
 
 fn gone(id: &JobId) -> Refusal {
@@ -156,7 +175,7 @@ impl Jobs for JobsService {
         let span = info_span!("create_job");
         follow(&span, request.metadata());
         let traceparent = telemetry::traceparent_of(&span);
-        let job = self.create(request.into_inner(), traceparent).instrument(span).await?;
+        let job = self.clone().create(request.into_inner(), traceparent).instrument(span).await?;
         Ok(Response::new(v1::CreateJobResponse { job: Some(job) }))
     }
 
@@ -235,7 +254,9 @@ impl Jobs for JobsService {
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let id = self.parse(&request.into_inner().job_id)?;
         self.desk.apply(Event::Cancelled(id.clone()));
-        self.desk.settled().await;
+        if !self.desk.settled().await {
+            return Err(leaving().into());
+        }
         Ok(Response::new(v1::CancelJobResponse { job: self.shown(&id) }))
     }
 

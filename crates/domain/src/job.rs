@@ -111,6 +111,9 @@ pub struct Job {
     /// The W3C `traceparent` of the submission, so that a restarted coordinator continues the same trace.
     #[serde(default)]
     pub traceparent: Option<String>,
+    /// Things worth knowing that happened to it, such as tiles that had to become smaller.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What is to be done.
     pub kind: JobKind,
 }

@@ -3,7 +3,7 @@
 //! A key is made from content, or has one writer (the coordinator, for jobs and model names), so that writing again
 //! writes the same. A result's key is [`crate::task::ResultKey::path`].
 
-use crate::{digest::Digest, job::JobId};
+use crate::{digest::Digest, job::JobId, task::DECODE_REVISION};
 
 /// An uploaded file or a finished picture, by its content.
 pub fn artifact(digest: Digest) -> String {
@@ -28,24 +28,29 @@ pub fn model_name(name: &str) -> String {
 /// Where all names of models lie.
 pub const MODEL_NAMES: &str = "model-names/";
 
+/// Where a decoded picture lies; other decoders make another one.
+fn raster(picture: Digest) -> String {
+    format!("rasters/{picture}-{DECODE_REVISION}/")
+}
+
 /// The shape of a decoded picture; written last, so that where it is, the bands are too.
 pub fn raster_info(picture: Digest) -> String {
-    format!("rasters/{picture}/info.json")
+    format!("{}info.json", raster(picture))
 }
 
 /// Band `index` of a decoded picture.
 pub fn raster_band(picture: Digest, index: u32) -> String {
-    format!("rasters/{picture}/band-{index:06}")
+    format!("{}band-{index:06}", raster(picture))
 }
 
 /// The ICC profile of a decoded picture, where it has one.
 pub fn raster_icc(picture: Digest) -> String {
-    format!("rasters/{picture}/icc")
+    format!("{}icc", raster(picture))
 }
 
 /// The EXIF block of a decoded picture, where it has one.
 pub fn raster_exif(picture: Digest) -> String {
-    format!("rasters/{picture}/exif")
+    format!("{}exif", raster(picture))
 }
 
 /// Where all jobs lie; `namespace` keeps the jobs of farms apart that share a store.

@@ -7,7 +7,7 @@ use crate::{
     job::{Job, JobKind, Picture, Reproducibility, Upscale},
     picture::NotEncodable,
     region::{Region, Size},
-    task::{ASSEMBLE_REVISION, Context, Place, ResultKey, UPSCALE_REVISION},
+    task::{ASSEMBLE_REVISION, Context, DECODE_REVISION, Place, ResultKey, UPSCALE_REVISION},
     tiles::{BadTiling, TileGrid},
 };
 
@@ -143,6 +143,7 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
         let tiles = Context::Upscale {
             revision: UPSCALE_REVISION,
             picture: picture.digest,
+            decode: DECODE_REVISION,
             upscale_model: upscale.upscale_model.digest,
             scale,
             precision: upscale.precision,
@@ -224,6 +225,7 @@ mod tests {
             priority: Priority::Normal,
             deadline: None,
             traceparent: None,
+            warnings: Vec::new(),
             kind: JobKind::Upscale(Upscale {
                 pictures: sizes.iter().map(picture).collect(),
                 upscale_model: Model {

@@ -16,6 +16,9 @@ use crate::{
 /// taken for new ones.
 pub const UPSCALE_REVISION: u32 = 1;
 
+/// The revision of the decoders: raised whenever they give other pixels for a file.
+pub const DECODE_REVISION: u32 = 1;
+
 /// The revision of blending, alpha resampling and encoding.
 pub const ASSEMBLE_REVISION: u32 = 1;
 
@@ -119,6 +122,8 @@ pub enum Context {
         revision: u32,
         /// The picture file.
         picture: Digest,
+        /// [`DECODE_REVISION`] when it was decoded.
+        decode: u32,
         /// The weights.
         upscale_model: Digest,
         /// Output pixels a side per input pixel.
@@ -236,6 +241,7 @@ mod tests {
         Context::Upscale {
             revision,
             picture: Digest::of(b"picture"),
+            decode: 1,
             upscale_model: Digest::of(b"model"),
             scale: 2,
             precision: Precision::Exact,
@@ -266,8 +272,8 @@ mod tests {
         let key = ResultKey::new(context(1, "cpu.candle.f32").digest(), Region::new(0, 0, 512, 512));
         assert_eq!((key.context.short(), key.task.short()), (CONTEXT.to_owned(), TASK.to_owned()));
     }
-    const CONTEXT: &str = "f137a500e7dd";
-    const TASK: &str = "d907e602a0c2";
+    const CONTEXT: &str = "b5147b7c1e52";
+    const TASK: &str = "04fd66fa5c81";
 
     #[test]
     fn a_class_is_read_as_it_is_shown() {

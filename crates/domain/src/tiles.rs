@@ -14,12 +14,25 @@ pub struct Tiling {
     pub overlap: u32,
 }
 
+/// In how many tiles along one axis a pixel may lie at the most.
+pub const MAX_DENSITY: u32 = 8;
+
 /// Why a tiling cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadTiling {
     /// The tiles would not advance.
     #[error("an overlap of {overlap} pixels needs tiles larger than {side} pixels")]
     OverlapNotBelowSide {
+        /// The overlap asked for.
+        overlap: u32,
+        /// The side asked for.
+        side: u32,
+    },
+    /// Nearly every pixel would be rendered many times over.
+    #[error(
+        "an overlap of {overlap} pixels leaves tiles of {side} pixels too little to advance: each pixel would be in more than {MAX_DENSITY} of them along an axis"
+    )]
+    TooDense {
         /// The overlap asked for.
         overlap: u32,
         /// The side asked for.
@@ -111,6 +124,9 @@ impl TileGrid {
         }
         if overlap >= side {
             return Err(BadTiling::OverlapNotBelowSide { overlap, side });
+        }
+        if side.div_ceil(side - overlap) > MAX_DENSITY {
+            return Err(BadTiling::TooDense { overlap, side });
         }
         Ok(Self {
             picture,
@@ -210,6 +226,7 @@ mod tests {
     fn an_overlap_that_stops_the_tiles_is_refused() {
         let tiling = |side, overlap| TileGrid::new(Size::new(9, 9), Tiling { side, overlap }, 1);
         assert_eq!(tiling(8, 8), Err(BadTiling::OverlapNotBelowSide { overlap: 8, side: 8 }));
+        assert_eq!(tiling(512, 511), Err(BadTiling::TooDense { overlap: 511, side: 512 }));
         assert!(tiling(0, 0).is_err());
         assert!(tiling(70_000, 1).is_err());
     }
@@ -219,7 +236,7 @@ mod tests {
         fn tiles_cover_every_pixel_and_rows_find_their_tiles(
             width in 1..200u32, height in 1..200u32, side in 1..64u32, overlap in 0..63u32, scale in 1..5u32, at in 0.0..1.0f64,
         ) {
-            prop_assume!(overlap < side);
+            prop_assume!(overlap < side && side.div_ceil(side - overlap) <= MAX_DENSITY);
             let grid = TileGrid::new(Size::new(width, height), Tiling { side, overlap }, scale).unwrap();
             let mut seen = vec![false; (width * height) as usize];
             for tile in grid.tiles() {

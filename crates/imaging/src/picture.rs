@@ -90,8 +90,8 @@ impl Limits {
     pub fn check_size(&self, width: u32, height: u32) -> Result<(), TooLarge> {
         let pixels = u64::from(width) * u64::from(height);
         within("the number of pixels", pixels, self.max_pixels, "limits.max_pixels")?;
-        within("the width in pixels", width.into(), self.max_width.into(), "limits.max_width")?;
-        within("the height in pixels", height.into(), self.max_height.into(), "limits.max_height")
+        within("the width in pixels", width.into(), self.max_width.into(), "limits.max_side")?;
+        within("the height in pixels", height.into(), self.max_height.into(), "limits.max_side")
     }
 
     /// Checks the bytes of a picture, or of the part of one, that must be held in memory as a whole.

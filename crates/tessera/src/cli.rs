@@ -70,7 +70,7 @@ pub enum Command {
     Models(Models),
     /// Shows what the cache folder holds, and makes it smaller
     Cache(Cache),
-    /// Checks store, broker, models, device, cache folder and server, one by one
+    /// Checks cache and scratch folder, store, broker, models, device and server, one by one
     Doctor(Box<Doctor>),
     /// Prints the configuration in effect, passwords hidden
     Config(Box<Config>),

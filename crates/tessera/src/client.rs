@@ -142,9 +142,14 @@ pub async fn call<T, F>(name: &'static str, attempt: impl Fn() -> F) -> anyhow::
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let is_retryable = |status: &Status| status.code() == Code::Unavailable;
-    let answer = retry(name, Backoff::until(PATIENCE), is_retryable, async || attempt().await).await;
+    let answer = retry(name, Backoff::until(PATIENCE), is_passing, async || attempt().await).await;
     answer.map(Response::into_inner).map_err(|status| refused(&status))
+}
+
+/// Whether the farm is only away for a moment: it says so, or the connection to it broke, which tonic gives any code,
+/// but unlike a server's answer a source.
+pub fn is_passing(status: &Status) -> bool {
+    status.code() == Code::Unavailable || status.source().is_some()
 }
 
 /// Says why a call was refused, as people read it.
@@ -197,6 +202,19 @@ mod tests {
         let status = Status::with_error_details(Code::ResourceExhausted, "1000 jobs are active", details);
         let text = service::report::text(&refused(&status));
         assert_eq!(text, "error: the farm is full\n  cause: 1000 jobs are active\nhint: try again in 10 s\n");
+    }
+
+    #[tokio::test]
+    async fn a_broken_connection_is_passing_and_a_refusal_is_not() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let (farm, connection) = tokio::join!(Farm::connect(&server), listener.accept());
+        let mut jobs = farm.unwrap().jobs;
+        drop(connection);
+        let broken = jobs.get_job(v1::GetJobRequest::default()).await.unwrap_err();
+        assert!(is_passing(&broken), "{broken:?}");
+        assert!(is_passing(&Status::unavailable("the coordinator is leaving")));
+        assert!(!is_passing(&Status::unknown("no such thing")));
     }
 
     #[tokio::test]

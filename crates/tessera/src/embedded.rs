@@ -6,13 +6,16 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use broker::{Broker, MemoryBroker};
-use service::{Secret, config::Config};
-use store::{FolderStore, Store};
+use service::{
+    Secret,
+    config::{self, Config},
+};
+use store::Store;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cache,
+    cache::{self, AtWork},
     client::{Farm, call},
 };
 use one_run::OneRun;
@@ -100,14 +103,15 @@ impl Parts {
 #[derive(Debug)]
 pub struct Embedded {
     parts: Parts,
-    folder: FolderStore,
-    limit_bytes: u64,
+    at_work: AtWork,
+    client: config::Client,
     address: SocketAddr,
 }
 
 impl Embedded {
     /// Starts the farm.
     pub async fn start(config: &Config, workers: u32) -> anyhow::Result<Self> {
+        let at_work = cache::at_work(&config.client).await?;
         let folder = cache::open(&config.client)?;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen on this machine's loopback")?;
         let address = listener.local_addr().context("cannot tell the address served")?;
@@ -115,10 +119,10 @@ impl Embedded {
         config.broker = Secret::new("memory:");
         // Not the process's own: the client cancels its jobs before the farm stops.
         let context = service::Context::default();
-        let store = Arc::new(OneRun::over(folder.clone()));
+        let store = Arc::new(OneRun::over(folder));
         let broker = Arc::new(MemoryBroker::new());
         let parts = Parts::start(&config, workers, store, broker, listener, context);
-        Ok(Self { parts, folder, limit_bytes: config.client.cache_limit_bytes, address })
+        Ok(Self { parts, at_work, client: config.client, address })
     }
 
     /// Where it serves.
@@ -134,10 +138,11 @@ impl Embedded {
         }
     }
 
-    /// Stops the farm, and keeps its folder within its limit.
+    /// Stops the farm, and keeps its folder within its limit if no other farm uses it.
     pub async fn stop(self) -> anyhow::Result<()> {
         let result = self.parts.stop().await;
-        cache::shrink(&self.folder, self.limit_bytes).await?;
+        drop(self.at_work);
+        cache::keep_small(&self.client).await;
         result
     }
 }

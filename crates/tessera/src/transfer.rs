@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -13,10 +14,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::client::{Farm, call, refused};
+use crate::client::{Farm, call, is_passing, refused};
 
 /// How many bytes travel at once; the contract allows 1 MiB.
 const PIECE_BYTES: usize = 512 << 10;
+/// How long the store's own address is knocked at: a firewall may let nothing through and say nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Uploads the file at `path` unless the farm has its bytes; returns their digest.
 pub async fn upload(farm: &Farm, path: &Path) -> anyhow::Result<String> {
@@ -67,7 +70,8 @@ fn hex(hasher: Sha256) -> String {
 
 fn put(url: &str, path: &Path, size_bytes: u64) -> anyhow::Result<()> {
     let file = File::open(path)?;
-    ureq::put(url).header("content-length", size_bytes.to_string()).send(ureq::SendBody::from_owned_reader(file))?;
+    let request = ureq::put(url).config().timeout_connect(Some(CONNECT_TIMEOUT)).build();
+    request.header("content-length", size_bytes.to_string()).send(ureq::SendBody::from_owned_reader(file))?;
     Ok(())
 }
 
@@ -174,7 +178,8 @@ impl Target {
 }
 
 fn get(url: &str, target: &mut Target) -> anyhow::Result<()> {
-    let mut body = ureq::get(url).call()?.into_body();
+    let request = ureq::get(url).config().timeout_connect(Some(CONNECT_TIMEOUT)).build();
+    let mut body = request.call()?.into_body();
     let mut reader = body.as_reader();
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
@@ -198,7 +203,7 @@ async fn stream_down(farm: &Farm, digest: &str, target: &mut Target) -> anyhow::
             match pieces.message().await {
                 Ok(Some(piece)) => target.write(&piece.data)?,
                 Ok(None) => return Ok(()),
-                Err(status) if status.code() == tonic::Code::Unavailable && target.size_bytes > before => break,
+                Err(status) if is_passing(&status) && target.size_bytes > before => break,
                 Err(status) => return Err(refused(&status)),
             }
         }

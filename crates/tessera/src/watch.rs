@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use proto::v1::{self, JobState, job_event::Event};
 
-use crate::client::{Farm, call, refused};
+use crate::client::{Farm, call, is_passing, refused};
 
 /// Whether nothing more will happen to a job in this state.
 pub fn is_over(state: JobState) -> bool {
@@ -50,7 +50,7 @@ pub async fn follow(farm: &Farm, id: &str, mut see: impl FnMut(&v1::JobEvent)) -
                     }
                     break; // the stream ended before the job did: the coordinator is leaving
                 }
-                Err(status) if status.code() == tonic::Code::Unavailable => {
+                Err(status) if is_passing(&status) => {
                     tracing::warn!(job.id = id, error = status.message(), "lost sight of the job, looking again");
                     break;
                 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use domain::{digest::Digest, task::ComputeClass};
+use domain::{digest::Digest, region::Size, task::ComputeClass};
 use models::{
     error::ModelError,
     processor::{Kind, Processor},
@@ -13,7 +13,7 @@ use service::config;
 use weights::checkpoint::Checkpoint;
 
 use super::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, cache::Cache};
-use crate::memory;
+use crate::memory::{self, Memory};
 
 /// Runs the networks of `models`, and keeps those used last in memory.
 #[derive(Debug)]
@@ -72,10 +72,7 @@ impl UpscaleEngine {
         let (h, w) = (region.height as usize, region.width as usize);
         if let Some(memory) = self.processor.is_cpu().then(memory::of_this_machine).flatten() {
             // A processor that runs out of memory ends the process instead of the call.
-            let (needs_bytes, free_bytes) = (upscaler.memory_estimate(h, w), memory.free_bytes);
-            if needs_bytes > free_bytes {
-                return Err(RenderError::TooLarge { size: region.size(), needs_bytes, free_bytes });
-            }
+            check_room(region.size(), upscaler.memory_estimate(h, w), memory)?;
         }
         let samples =
             upscaler.run_pixels(rgb, h, w, &|done: f64| watch.tell(done as f32)).map_err(|source| match source {
@@ -89,6 +86,18 @@ impl UpscaleEngine {
             return Err(RenderError::NotANumber { model });
         }
         Ok(samples)
+    }
+}
+
+/// Refuses a tile of `size`, which needs `needs_bytes`, if it does not fit into what is free of `memory`.
+fn check_room(size: Size, needs_bytes: u64, memory: Memory) -> Result<(), RenderError> {
+    let Memory { total_bytes, free_bytes } = memory;
+    if needs_bytes > total_bytes {
+        Err(RenderError::TooLarge { size, needs_bytes, total_bytes })
+    } else if needs_bytes > free_bytes {
+        Err(RenderError::Crowded { size, needs_bytes, free_bytes })
+    } else {
+        Ok(())
     }
 }
 
@@ -193,6 +202,16 @@ mod tests {
         let mut case = case(&synthetic::network(&compact(3, 2)), 2);
         case.work.weights = "/nowhere/weights".into();
         assert_eq!(case.refusal().1, Verdict::Retry);
+    }
+
+    #[test]
+    fn a_job_is_planned_anew_for_what_the_machine_has_and_not_for_what_is_free_at_the_moment() {
+        let memory = Memory { total_bytes: 8, free_bytes: 3 };
+        let verdict = |needs| check_room(Region::new(0, 0, 1, 1).size(), needs, memory).map_err(|e| e.verdict());
+        assert_eq!(
+            [3, 4, 8, 9].map(verdict),
+            [Ok(()), Err(Verdict::RetryOrReplan), Err(Verdict::RetryOrReplan), Err(Verdict::Replan)]
+        );
     }
 
     #[test]

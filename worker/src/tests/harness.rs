@@ -18,7 +18,7 @@ use domain::{
     job::{Precision, Priority},
     layout,
     region::Region,
-    task::{ComputeClass, Context, Place, UPSCALE_REVISION},
+    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
 };
 use imaging::{
     picture::{Color, Sample},
@@ -39,6 +39,7 @@ use crate::{
     engine::{DeviceFacts, Engine, RenderError, Watch, Work},
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
+    patience::Pauses,
     run_with,
     topology::topology,
 };
@@ -116,6 +117,7 @@ pub fn order_at(region: Region, place: Place) -> Order {
     let context = Context::Upscale {
         revision: UPSCALE_REVISION,
         picture: picture(),
+        decode: DECODE_REVISION,
         upscale_model: Digest::of(WEIGHTS),
         scale: 2,
         precision: Precision::Exact,
@@ -219,6 +221,8 @@ impl Farm {
             names: self.names.clone(),
             board: Arc::default(),
             fetcher: Fetcher::new(self.store.clone(), models, Metrics::new()),
+            delivery_limit: DELIVERY_LIMIT,
+            pauses: Pauses::new(Duration::from_millis(1)),
             slots: Arc::new(Semaphore::new(1)),
             shutdown: CancellationToken::new(),
             leaving: CancellationToken::new(),

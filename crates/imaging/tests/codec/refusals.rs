@@ -149,7 +149,7 @@ fn a_decompression_bomb_is_refused_by_its_header() {
         );
         let narrow = Limits { max_width: 99, ..Limits::default() };
         let refused = probe(file(&claiming(format, 100, 4)).path(), &narrow).unwrap_err();
-        assert!(refused.source().unwrap().to_string().contains("`limits.max_width`"), "{format}: {refused:?}");
+        assert!(refused.source().unwrap().to_string().contains("`limits.max_side`"), "{format}: {refused:?}");
     }
 }
 

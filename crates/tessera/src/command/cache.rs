@@ -1,7 +1,11 @@
 //! `tessera cache`: what the embedded farm keeps.
 
+use anyhow::Context as _;
 use serde_json::json;
-use service::config::{Config, units::show_bytes};
+use service::{
+    config::{Config, units::show_bytes},
+    report::Hinted as _,
+};
 
 use crate::{cache, exit::Outcome, output};
 
@@ -10,7 +14,11 @@ pub async fn run(limit: Option<u64>, json: bool, config: Config) -> Outcome {
     let folder = cache::folder(&config.client);
     let store = cache::open(&config.client)?;
     let deleted = match limit {
-        Some(limit) => cache::shrink(&store, limit).await?.deleted,
+        Some(limit) => {
+            let evicted = cache::shrink(&config.client, limit).await?;
+            let evicted = evicted.with_context(|| format!("other runs use the cache folder {}", folder.display()));
+            evicted.hint("try again when they have ended; each then keeps it within `cache_limit_bytes`")?.deleted
+        }
         None => store::Usage::default(),
     };
     let usage = store.usage().await?;

@@ -1,6 +1,9 @@
 //! `tessera doctor`: tries everything a farm stands on, one by one, and names cause and cure.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use proto::v1;
@@ -8,7 +11,7 @@ use serde_json::json;
 use service::{
     config::{Config, Device, units::show_bytes},
     hide_password,
-    report::{self, with_hint},
+    report::{self, Hinted as _, with_hint},
 };
 use tokio::task::spawn_blocking;
 use weights::{builtin::BUILTIN, checkpoint::Checkpoint, detect::detect};
@@ -45,6 +48,7 @@ pub async fn run(json: bool, config: Config) -> Outcome {
         findings.push(finding);
     };
     note("cache folder", Box::pin(check_cache(config.clone()))).await;
+    note("scratch", Box::pin(check_scratch(config.coordinator.scratch.clone()))).await;
     note("store", Box::pin(check_store(config.clone()))).await;
     note("broker", Box::pin(check_broker(config.clone()))).await;
     note("models", Box::pin(check_models())).await;
@@ -89,7 +93,22 @@ async fn check_cache(config: Config) -> anyhow::Result<String> {
     store::Store::check(&store).await.context("cannot write to the cache folder")?;
     let usage = store.usage().await?;
     let (holds, limit) = (show_bytes(usage.bytes), show_bytes(config.client.cache_limit_bytes));
-    Ok(format!("{} holds {holds} of {limit}", cache::folder(&config.client).display()))
+    let (folder, free) = (cache::folder(&config.client), free_space(&config.client.cache)?);
+    Ok(format!("{} holds {holds} of {limit}, and {free} are free", folder.display()))
+}
+
+async fn check_scratch(folder: PathBuf) -> anyhow::Result<String> {
+    let tried = std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder));
+    tried
+        .with_context(|| format!("cannot write to the scratch folder {}", folder.display()))
+        .hint("choose another folder with --scratch or TESSERA_SCRATCH")?;
+    Ok(format!("{} can be written to, and {} are free", folder.display(), free_space(&folder)?))
+}
+
+/// How much may still be written to the file system of `folder`.
+fn free_space(folder: &Path) -> anyhow::Result<String> {
+    let bytes = fs4::available_space(folder);
+    Ok(show_bytes(bytes.with_context(|| format!("cannot tell how much space is free in {}", folder.display()))?))
 }
 
 async fn check_store(config: Config) -> anyhow::Result<String> {

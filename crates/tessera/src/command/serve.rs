@@ -11,7 +11,7 @@ use service::{
 use tokio::net::TcpListener;
 
 use crate::{
-    cache,
+    cache::{self, AtWork},
     client::{Farm, call},
     embedded::Parts,
 };
@@ -26,6 +26,7 @@ const SHRINK_INTERVAL: Duration = Duration::from_secs(600);
 pub async fn run(workers: u32, config: Config, context: service::Context) -> anyhow::Result<()> {
     let in_cache = config.store == service::config::folder_url(&cache::folder(&config.client)).unwrap_or_default();
     let _lock = if in_cache { Some(lock(&config)?) } else { None };
+    let mut at_work = if in_cache { Some(cache::at_work(&config.client).await?) } else { None };
     let (store, broker) = coordinator::run::connect(&config, format!("farm {}", config.coordinator.farm)).await?;
     let address = config.coordinator.listen;
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
@@ -38,7 +39,7 @@ pub async fn run(workers: u32, config: Config, context: service::Context) -> any
     let result = tokio::select! {
         result = parts.ended() => result,
         () = stopped.cancelled() => Ok(()),
-        result = keep_small(&config, &server), if in_cache => result,
+        result = keep_small(&config, &server, &mut at_work), if in_cache => result,
     };
     let ended = parts.stop().await;
     broker.close().await;
@@ -62,8 +63,7 @@ fn lock(config: &Config) -> anyhow::Result<File> {
 }
 
 /// Keeps the store in the cache folder within its limit, whenever no job needs what is in it.
-async fn keep_small(config: &Config, server: &str) -> anyhow::Result<()> {
-    let store = cache::open(&config.client)?;
+async fn keep_small(config: &Config, server: &str, at_work: &mut Option<AtWork>) -> anyhow::Result<()> {
     let farm = Farm::connect(server).await?;
     loop {
         let answer = call("ListJobs", || {
@@ -72,7 +72,9 @@ async fn keep_small(config: &Config, server: &str) -> anyhow::Result<()> {
             async move { jobs.list_jobs(v1::ListJobsRequest { page_size: 1, states, ..Default::default() }).await }
         });
         if answer.await?.jobs.is_empty() {
-            cache::shrink(&store, config.client.cache_limit_bytes).await?;
+            *at_work = None;
+            cache::keep_small(&config.client).await;
+            *at_work = Some(cache::at_work(&config.client).await?);
         }
         tokio::time::sleep(SHRINK_INTERVAL).await;
     }
