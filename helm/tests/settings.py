@@ -27,9 +27,9 @@ class Key:
 def keys():
     """Every key, by name."""
     table = (ROOT / "crates/service/src/config/keys.rs").read_text().split("pub const KEYS", 1)[1]
-    entry = re.compile(r'^\s*(Key \{ secret: true, \.\.)?key\("([a-z_.]+)", ([A-Z| ]+),', re.MULTILINE)
+    entry = re.compile(r'(Key \{\s*secret: true,\s*\.\.)?\bkey\(\s*"([a-z_.]+)",\s*([A-Z| ]+),')
     found = [Key(name, frozenset(parts.split(" | ")), bool(secret)) for secret, name, parts in entry.findall(table)]
-    assert len(found) == table.split("];", 1)[0].count("key("), "keys.rs is written in a way that is not understood"
+    assert len(found) == len(re.findall(r"\bkey\(", table.split("];", 1)[0])), "keys.rs is written in a way that is not understood"
     return {key.name: key for key in found}
 
 

@@ -51,7 +51,7 @@ async fn what_cannot_be_done_is_refused_with_its_field() -> Result<()> {
     let jpeg = v1::OutputOptions { format: "jpeg".to_owned(), ..Default::default() };
     let wide = png(33_000, 1);
     let too_wide = v1::UpscaleJob { output: Some(jpeg), ..quick() };
-    check(&wide, too_wide, Code::InvalidArgument, "upscale.output.format", "longer than the format allows").await?;
+    check(&wide, too_wide, Code::InvalidArgument, "upscale.output.format", "65535 pixels a side").await?;
 
     // s3:// URIs that do not exist.
     let source = v1::picture_source::Source::Uri("s3://tessera/no/such/object.png".to_owned());

@@ -12,7 +12,7 @@ use std::{
 
 use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
-use domain::task::{Context, Place, UPSCALE_REVISION};
+use domain::task::{Context, DECODE_REVISION, Place, UPSCALE_REVISION};
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
 use store::{Key, Store, StoreError};
@@ -271,9 +271,14 @@ impl Bench {
                 Err(Setback::Retrying(format!("class {class} is not exact enough for the task")))
             }
             // During an update of the farm, another worker may have it.
-            Context::Upscale { revision, .. } if *revision != UPSCALE_REVISION => Err(Setback::Retrying(format!(
-                "the task is for revision {revision} of upscale, this worker has {UPSCALE_REVISION}"
-            ))),
+            Context::Upscale { revision, decode, .. }
+                if (*revision, *decode) != (UPSCALE_REVISION, DECODE_REVISION) =>
+            {
+                Err(Setback::Retrying(format!(
+                    "the task is for revision {revision} of upscale and {decode} of decode, this worker has \
+                     {UPSCALE_REVISION} and {DECODE_REVISION}"
+                )))
+            }
             Context::Upscale { .. } => Ok(()),
         }
     }

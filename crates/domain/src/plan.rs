@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     digest::Digest,
-    job::{Job, JobKind, Picture, Reproducibility, Upscale},
+    job::{Job, JobKind, Picture, Precision, Reproducibility, Upscale},
     picture::NotEncodable,
     region::{Region, Size},
     task::{ASSEMBLE_REVISION, Context, DECODE_REVISION, Place, ResultKey, UPSCALE_REVISION},
@@ -134,9 +134,12 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
         return Err(PlanError::TooManyTasks { tasks });
     }
 
-    let place = match upscale.reproducibility {
-        Reproducibility::SameClass => Place::Class(upscale.class.clone()),
-        Reproducibility::Mixed => Place::AnyWorker,
+    // Short numbers differ too visibly between kinds of device to be mixed in one picture.
+    let place = match (upscale.reproducibility, upscale.precision) {
+        (Reproducibility::Mixed, Precision::Exact) => Place::AnyWorker,
+        (Reproducibility::SameClass, _) | (Reproducibility::Mixed, Precision::Fast) => {
+            Place::Class(upscale.class.clone())
+        }
     };
     let mut plan = Plan { contexts: Vec::with_capacity(2 * grids.len()), tasks: Vec::with_capacity(tasks as usize) };
     for (index, (picture, grid)) in upscale.pictures.iter().zip(&grids).enumerate() {
@@ -203,7 +206,7 @@ pub fn grid(upscale: &Upscale, picture: &Picture) -> Result<TileGrid, PlanError>
 mod tests {
     use super::*;
     use crate::{
-        job::{Model, Output, Precision, Priority, Timestamp},
+        job::{Model, Output, Priority, Timestamp},
         picture::{Color, Format, Sample},
         tiles::Tiling,
     };

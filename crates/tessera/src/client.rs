@@ -182,6 +182,7 @@ pub fn refused(status: &Status) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -208,10 +209,16 @@ mod tests {
     async fn a_broken_connection_is_passing_and_a_refusal_is_not() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
-        let (farm, connection) = tokio::join!(Farm::connect(&server), listener.accept());
-        let mut jobs = farm.unwrap().jobs;
-        drop(connection);
-        let broken = jobs.get_job(v1::GetJobRequest::default()).await.unwrap_err();
+        let (farm, accepted) = tokio::join!(Farm::connect(&server), listener.accept());
+        let (mut jobs, (mut connection, _)) = (farm.unwrap().jobs, accepted.unwrap());
+        let mut buffer = [0; 4096];
+        connection.read(&mut buffer).await.unwrap(); // the greeting
+        let dying = async {
+            connection.read(&mut buffer).await.unwrap(); // the call
+            drop((connection, listener));
+        };
+        let (answer, ()) = tokio::join!(jobs.get_job(v1::GetJobRequest::default()), dying);
+        let broken = answer.unwrap_err();
         assert!(is_passing(&broken), "{broken:?}");
         assert!(is_passing(&Status::unavailable("the coordinator is leaving")));
         assert!(!is_passing(&Status::unknown("no such thing")));

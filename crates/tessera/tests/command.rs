@@ -168,4 +168,5 @@ fn a_farm_that_serves_takes_jobs_from_other_programs() {
     let models: Value = serde_json::from_slice(&ask("models list --json").stdout).unwrap();
     assert_eq!(models[0]["name"], "tessera-2x");
     says(&tessera(folder.path(), "serve --listen 127.0.0.1:0"), 1, &["another `tessera serve` keeps its jobs"]);
+    says(&tessera(folder.path(), "cache --limit 1GB"), 2, &["other runs use the cache folder"]);
 }
