@@ -40,7 +40,7 @@ impl Records {
 
     /// Forgets how a job ended: it runs again.
     pub async fn delete_ending(&self, job: &JobId) -> Result<(), StoreError> {
-        Ok(self.store.delete(&Key::new(layout::job_ending(&self.namespace, job))?).await?)
+        self.store.delete(&Key::new(layout::job_ending(&self.namespace, job))?).await
     }
 
     /// Reads a job, if there is such a one.
@@ -66,7 +66,7 @@ impl Records {
 /// Stores `value` as JSON.
 pub async fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(value).expect("plain structs always serialise");
-    Ok(store.put(&Key::new(key)?, bytes.into()).await?)
+    store.put(&Key::new(key)?, bytes.into()).await
 }
 
 /// Reads JSON; `None` where there is nothing, or nothing that this version can read.

@@ -32,7 +32,7 @@ fn row(width: u32, y: u32, color: Color, sample: Sample) -> Vec<u8> {
     for x in 0..width {
         let (fx, fy) = (f64::from(x), f64::from(y));
         let rings = 0.5 + 0.5 * ((fx * fx + fy * fy) / 900.0).sin();
-        let grid = if x % 17 == 0 || y % 13 == 0 { 1.0 } else { fx / f64::from(width) };
+        let grid = if x.is_multiple_of(17) || y.is_multiple_of(13) { 1.0 } else { fx / f64::from(width) };
         let pixel = [rings, grid, 0.5 + 0.5 * (fx / 7.0 - fy / 5.0).cos(), 0.25 + 0.75 * fy / f64::from(y + 64)];
         let channels: &[usize] = match color {
             Color::Grey => &[0],

@@ -133,7 +133,7 @@ fn tiff(photometric: u32, bits: &[u32], chunks: Vec<Vec<u8>>) -> Tiff {
 
 #[test]
 fn a_tiff_of_few_bits_is_widened_and_white_is_zero_understood() {
-    let rows = vec![0b10101_000, 0b11111_000, 0];
+    let rows = vec![0b1010_1000, 0b1111_1000, 0];
     let black = decode_bytes(&tiff(1, &[1], vec![rows.clone()]).bytes()).unwrap().1;
     assert_eq!(black, [255, 0, 255, 0, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0]);
     let white = decode_bytes(&tiff(0, &[1], vec![rows]).bytes()).unwrap().1;
