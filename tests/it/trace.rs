@@ -30,7 +30,7 @@ async fn one_connected_trace_follows_a_job_from_submit_to_the_last_put() -> Resu
 
     let jobs = farm.jobs()?.list_jobs(proto::v1::ListJobsRequest::default()).await?.into_inner().jobs;
     let job = &jobs[0];
-    let tiles = job.progress.clone().unwrap_or_default().tasks_total as usize - 1;
+    let tiles = job.progress.unwrap_or_default().tasks_total as usize - 1;
     let count = |spans: &[Span], name: &str| spans.iter().filter(|span| span.name == name).count();
     let spans = within("all spans", async {
         loop {
