@@ -212,9 +212,9 @@ mod tests {
         let (farm, accepted) = tokio::join!(Farm::connect(&server), listener.accept());
         let (mut jobs, (mut connection, _)) = (farm.unwrap().jobs, accepted.unwrap());
         let mut buffer = [0; 4096];
-        connection.read(&mut buffer).await.unwrap(); // the greeting
+        let _ = connection.read(&mut buffer).await.unwrap(); // the greeting
         let dying = async {
-            connection.read(&mut buffer).await.unwrap(); // the call
+            let _ = connection.read(&mut buffer).await.unwrap(); // the call
             drop((connection, listener));
         };
         let (answer, ()) = tokio::join!(jobs.get_job(v1::GetJobRequest::default()), dying);
