@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use worker::engine::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, upscale::UpscaleEngine};
 
 /// How often farm and bare engine are timed in turn.
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 3;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -250,7 +250,7 @@ async fn bench_overhead() -> Result<()> {
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let farm = InProcess::start(true, folder.path()).await?;
     farm.add_worker(engine.clone(), 1);
-    let (side, overlap, length) = (256, 32, 928);
+    let (side, overlap, length) = (256, 32, 1376);
     farm.upscale(&weights, &png(64, 64), side, overlap).await?; // warms the model cache
 
     // In turn, so that a machine whose speed drifts does not favour one of them.
