@@ -810,10 +810,11 @@ impl Ledger {
     ) {
         let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is(task, &key)) else { return };
         entry.outputs.insert(task, output);
-        entry.done(task, false);
+        let ready = entry.done(task, false);
         let description = entry.describe(task);
         let (worker, elapsed) = (String::new(), Duration::ZERO);
         entry.note(now, Notice::TaskFinished { task, description, worker, attempt: 1, found: false, elapsed });
+        effects.extend(ready.into_iter().map(|task| entry.assemble(task)));
         self.finish_if_done(id, now, effects);
     }
 
