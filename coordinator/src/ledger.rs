@@ -653,7 +653,9 @@ impl Ledger {
             }
             Outcome::OutOfMemory { message } => {
                 let mut claims = self.land(&key);
-                claims.dedup_by(|a, b| a.0 == b.0); // a job can hold the same work twice, and is planned anew once
+                // A job can hold the same work twice, with another job's claim between, and is planned anew once.
+                claims.sort();
+                claims.dedup_by(|a, b| a.0 == b.0);
                 for (id, task) in claims {
                     match self.jobs.get(&id).and_then(|entry| smaller_tiles(&entry.job)) {
                         Some(tiling) => self.replan(&id, tiling, now, effects),
@@ -1374,6 +1376,28 @@ mod tests {
         assert_eq!(desk.ledger.job(&"a".parse().unwrap()).unwrap().warnings.len(), 1);
         let effects = desk.report("a", 1, Outcome::OutOfMemory { message: "no memory".to_owned() });
         assert_eq!(effects, "revoke 3; abandon a; a failed", "128 is the smallest");
+    }
+
+    #[test]
+    fn out_of_memory_halves_the_tiles_once_though_jobs_hold_the_work_twice() {
+        let twice = |id| {
+            let mut job = job(id, 400);
+            let JobKind::Upscale(upscale) = &mut job.kind;
+            upscale.tiling = Tiling { side: 512, overlap: 32 };
+            upscale.pictures.push(upscale.pictures[0].clone());
+            job
+        };
+        let mut desk = Desk::new(100);
+        desk.admit(twice("a"), &[]);
+        desk.admit(twice("b"), &[]);
+        let key = desk.key("a", 0);
+        let flight = desk.ledger.flights.get_mut(&key).expect("the work is in flight");
+        flight.claims = [("a", 0), ("b", 0), ("a", 2), ("b", 2)].map(|(id, task)| (id.parse().unwrap(), task)).into();
+        desk.report("a", 0, Outcome::OutOfMemory { message: "no memory".to_owned() });
+        for id in ["a", "b"] {
+            let JobKind::Upscale(upscale) = &desk.ledger.job(&id.parse().unwrap()).unwrap().job.kind;
+            assert_eq!(upscale.tiling.side, 256, "{id}");
+        }
     }
 
     #[test]
