@@ -1,0 +1,600 @@
+//! Convolutions one behind the other, computed together row by row.
+//!
+//! A [`Chain`] is a small graph of 3 x 3 convolutions over maps of channels. It is not run layer by layer: as soon as a band
+//! of rows is there, the next convolution takes it, so that what lies between two convolutions is a few rows that stay
+//! in the cache, whatever the size of the picture. Concatenation is free (a convolution reads several maps), and bias,
+//! activation, residuals and the doubling of sides are part of writing a result.
+//!
+//! Threads cut the picture into ranges of bands, and each computes the few rows of its neighbours that it needs. Every
+//! number is the same sum in the same order wherever the cuts are.
+
+mod schedule;
+mod weights;
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    level::Level,
+    line::{Line, zeroed},
+    picture::{BLOCK, Picture, TILE, row_lines},
+    product::{F32, Products},
+    simd::{Kernel, LANES, Simd, dispatch},
+    threads,
+    winograd::{self, IN, OUT, POINTS},
+};
+use schedule::Schedule;
+use weights::Group;
+
+/// Tiles that a band has at least, if the picture is large enough: they share one pass over the weights.
+const BAND_TILES: usize = 28;
+/// Tiles whose sums are held at once.
+const CHUNK_TILES: usize = 56;
+
+/// A map of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapId(usize);
+
+/// What becomes of a sum.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// Negative numbers are multiplied by a slope.
+    LeakyRelu(f32),
+    /// Negative numbers are multiplied by the slope of their channel.
+    PRelu(Vec<f32>),
+}
+
+/// A 3 x 3 convolution that keeps the size of its input, beyond whose borders there are zeros.
+#[derive(Debug)]
+pub struct Conv<'a> {
+    /// `[outputs][inputs][3][3]`; the inputs are those of all input maps, one after the other.
+    pub weight: &'a [f32],
+    /// `[outputs]`.
+    pub bias: &'a [f32],
+    /// Applied to the sum and bias.
+    pub activation: Activation,
+    /// In turn: the result is multiplied by the factor, and the map, as large as the result before doubling, is added.
+    pub residuals: Vec<(f32, MapId)>,
+    /// Whether each result is written four times, so that both sides double.
+    pub doubled: bool,
+}
+
+/// Convolutions one behind the other. See the module's head.
+#[derive(Debug)]
+pub struct Chain {
+    level: Level,
+    maps: Vec<Map>,
+    stages: Vec<Stage>,
+}
+
+#[derive(Debug)]
+struct Map {
+    channels: usize,
+    /// How often the sides of the inputs are doubled to get its sides.
+    doublings: u32,
+    source: Source,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Given at each run, by index.
+    Given(usize),
+    /// Computed by a stage.
+    Stage(usize),
+}
+
+impl Map {
+    fn blocks(&self) -> usize {
+        self.channels.div_ceil(BLOCK)
+    }
+}
+
+#[derive(Debug)]
+struct Stage {
+    inputs: Vec<usize>,
+    output: usize,
+    groups: Vec<Group>,
+    /// One line for each block of outputs, and so the slopes.
+    bias: Vec<Line>,
+    /// What negative numbers are multiplied by; no activation where it is empty.
+    slopes: Vec<Line>,
+    residuals: Vec<(f32, usize)>,
+    doubled: bool,
+    /// Multiplications for each pixel of the chain's input.
+    work: f64,
+}
+
+/// Where the result of a chain goes.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Into a map as large as the result.
+    Picture(&'a mut Picture),
+    /// Into pixels.
+    Pixels(Pixels<'a>),
+}
+
+/// Pixels `[h*shuffle][w*shuffle][channels]` that are made of a result of h x w.
+#[derive(Debug)]
+pub struct Pixels<'a> {
+    /// The pixels.
+    pub out: &'a mut [f32],
+    /// Channels of a pixel.
+    pub channels: usize,
+    /// r: channel `c * r * r + i * r + j` of the result becomes channel c of row i and column j of r x r pixels.
+    pub shuffle: usize,
+    /// A picture `[h][w][channels]`, and how many channels that is, whose pixels are repeated and added. A picture or result
+    /// of one channel counts for all.
+    pub base: Option<(&'a [f32], usize)>,
+}
+
+/// A run was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the computation was interrupted")]
+pub struct Interrupted;
+
+/// Memory that runs of chains use one after the other.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    workers: Vec<Scratch>,
+}
+
+/// The memory of one thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// For each map: the last rows of it, as in a [`Picture`].
+    rows: Vec<Vec<Line>>,
+    /// For each map: the last bands of it as points, `[band][block][point][tile]`.
+    points: Vec<Line>,
+    /// For each map: how many bands have become points.
+    points_done: Vec<usize>,
+    /// Sums at points, `[group][point][tile][vector]`.
+    sums: Vec<Line>,
+}
+
+impl Chain {
+    /// An empty chain for `level`.
+    pub fn new(level: Level) -> Self {
+        Self { level, maps: Vec::new(), stages: Vec::new() }
+    }
+
+    /// Adds a map that is given at each run, in the order of these calls.
+    pub fn given(&mut self, channels: usize) -> MapId {
+        let given = self.maps.iter().filter(|map| matches!(map.source, Source::Given(_))).count();
+        self.map(channels, 0, Source::Given(given))
+    }
+
+    fn map(&mut self, channels: usize, doublings: u32, source: Source) -> MapId {
+        self.maps.push(Map { channels, doublings, source });
+        MapId(self.maps.len() - 1)
+    }
+
+    /// Adds a convolution over `inputs`, all of one size. The last one that is added gives the result of the chain.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn conv(&mut self, inputs: &[MapId], conv: Conv<'_>) -> MapId {
+        let doublings = self.maps[inputs[0].0].doublings;
+        assert!(inputs.iter().all(|input| self.maps[input.0].doublings == doublings), "inputs of one size");
+        let channels: Vec<usize> = inputs.iter().map(|input| self.maps[input.0].channels).collect();
+        let outputs = conv.bias.len();
+        assert_eq!(conv.weight.len(), outputs * channels.iter().sum::<usize>() * 9, "weights for all inputs and outputs");
+        for (_, map) in &conv.residuals {
+            let map = &self.maps[map.0];
+            assert_eq!((map.channels, map.doublings), (outputs, doublings), "a residual as large as the result");
+        }
+        let output = self.map(outputs, doublings + u32::from(conv.doubled), Source::Stage(self.stages.len()));
+        self.stages.push(Stage {
+            inputs: inputs.iter().map(|input| input.0).collect(),
+            output: output.0,
+            groups: dispatch(self.level, weights::Pack { weight: conv.weight, channels: &channels, outputs }),
+            bias: lines(conv.bias),
+            slopes: match conv.activation {
+                Activation::None => Vec::new(),
+                Activation::LeakyRelu(slope) => lines(&vec![slope; outputs]),
+                Activation::PRelu(slopes) => {
+                    assert_eq!(slopes.len(), outputs, "a slope for each output");
+                    lines(&slopes)
+                }
+            },
+            residuals: conv.residuals.into_iter().map(|(factor, map)| (factor, map.0)).collect(),
+            doubled: conv.doubled,
+            work: conv.weight.len() as f64 * 4f64.powi(doublings as i32),
+        });
+        output
+    }
+
+    /// Multiplications for each pixel of the input, as the plain sums take them.
+    pub fn work(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.work).sum()
+    }
+
+    /// Runs the chain on maps of one size, and writes the result.
+    ///
+    /// `goes_on` hears of each part of the work, in the unit of [`Self::work`], from any thread, and says whether to go on.
+    ///
+    /// # Panics
+    /// If the maps or the output do not have the sizes that the chain has.
+    pub fn run(
+        &self,
+        given: &[&Picture],
+        output: Output<'_>,
+        workspace: &mut Workspace,
+        goes_on: &(dyn Fn(f64) -> bool + Sync),
+    ) -> Result<(), Interrupted> {
+        let (h, w) = (given[0].h, given[0].w);
+        for map in &self.maps {
+            if let Source::Given(index) = map.source {
+                let picture = given[index];
+                assert_eq!((picture.h, picture.w, picture.channels), (h, w, map.channels), "maps of the chain's sizes");
+            }
+        }
+        if h == 0 || w == 0 {
+            return Ok(());
+        }
+        let frame = Frame::new(h, w);
+        let last = &self.maps[self.stages.last().expect("a chain has a stage").output];
+        let rows_of_a_band = (frame.band_tile_rows * TILE) << last.doublings;
+        let (out_h, out_w) = (h << last.doublings, w << last.doublings);
+        match &output {
+            Output::Picture(out) => assert_eq!((out.h, out.w, out.channels), (out_h, out_w, last.channels)),
+            Output::Pixels(to) => {
+                assert_eq!(to.out.len(), out_h * out_w * to.shuffle * to.shuffle * to.channels);
+                assert!(to.base.is_none_or(|(base, channels)| base.len() == out_h * out_w * channels));
+            }
+        }
+        let mut output = match output {
+            Output::Picture(out) => Target::Picture { pitch: out.pitch(), lines: &mut out.lines, first: 0 },
+            Output::Pixels(pixels) => Target::Pixels { pixels, first: 0 },
+        };
+        let shares = threads::shares(frame.bands);
+        workspace.workers.resize_with(workspace.workers.len().max(shares.len()), Scratch::default);
+        let stopped = AtomicBool::new(false);
+        let mut jobs = Vec::new();
+        for (bands, scratch) in shares.into_iter().zip(&mut workspace.workers) {
+            let rows = bands.start * rows_of_a_band..(bands.end * rows_of_a_band).min(out_h);
+            jobs.push((bands, scratch, output.take_rows(rows, out_w)));
+        }
+        threads::each(jobs, |(bands, scratch, target)| {
+            let schedule = self.schedule(&frame, bands);
+            let run = Run { chain: self, frame, given, schedule: &schedule, scratch, target, goes_on, stopped: &stopped };
+            dispatch(self.level, run);
+        });
+        if stopped.into_inner() { Err(Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Numbers as blocks of channels.
+fn lines(values: &[f32]) -> Vec<Line> {
+    let line = |chunk: &[f32]| {
+        let mut line = Line::ZERO;
+        line.0[..chunk.len()].copy_from_slice(chunk);
+        line
+    };
+    values.chunks(BLOCK).map(line).collect()
+}
+
+/// How a picture is cut.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    h: usize,
+    w: usize,
+    /// Rows of tiles in a band, on every map: a map of twice the height has twice as many bands.
+    band_tile_rows: usize,
+    /// Bands of a map that is not doubled.
+    bands: usize,
+}
+
+impl Frame {
+    fn new(h: usize, w: usize) -> Self {
+        let band_tile_rows = BAND_TILES.div_ceil(w.div_ceil(TILE));
+        Self { h, w, band_tile_rows, bands: h.div_ceil(TILE * band_tile_rows) }
+    }
+
+    fn size(&self, doublings: u32) -> (usize, usize) {
+        (self.h << doublings, self.w << doublings)
+    }
+
+    /// Tiles beside each other.
+    fn tiles(&self, doublings: u32) -> usize {
+        (self.w << doublings).div_ceil(TILE)
+    }
+
+    /// Rows of tiles of a band.
+    fn tile_rows(&self, doublings: u32, band: usize) -> Range<usize> {
+        let all = (self.h << doublings).div_ceil(TILE);
+        band * self.band_tile_rows..((band + 1) * self.band_tile_rows).min(all)
+    }
+
+    /// Bands of a map.
+    fn bands(&self, doublings: u32) -> usize {
+        (self.h << doublings).div_ceil(TILE * self.band_tile_rows)
+    }
+
+    /// Lines between points of a band: odd, so that the points of a tile do not share one set of the cache.
+    fn point_pitch(&self, doublings: u32) -> usize {
+        (self.band_tile_rows * self.tiles(doublings)) | 1
+    }
+}
+
+
+/// The rows of an output, from row `first` on, that one thread writes.
+enum Target<'a> {
+    Picture { lines: &'a mut [Line], pitch: usize, first: usize },
+    Pixels { pixels: Pixels<'a>, first: usize },
+}
+
+impl<'a> Target<'a> {
+    /// Takes away `rows` of a result of width `w`, the first that are left.
+    fn take_rows(&mut self, rows: Range<usize>, w: usize) -> Target<'a> {
+        match self {
+            Self::Picture { lines, pitch, .. } => {
+                let (mine, rest) = std::mem::take(lines).split_at_mut(rows.len() * *pitch);
+                *lines = rest;
+                Self::Picture { lines: mine, pitch: *pitch, first: rows.start }
+            }
+            Self::Pixels { pixels, .. } => {
+                let Pixels { channels, shuffle, base, .. } = *pixels;
+                let row = w * shuffle * shuffle * channels; // all that comes of a row of the result
+                let (mine, rest) = std::mem::take(&mut pixels.out).split_at_mut(rows.len() * row);
+                pixels.out = rest;
+                Self::Pixels { pixels: Pixels { out: mine, channels, shuffle, base }, first: rows.start }
+            }
+        }
+    }
+}
+
+/// One thread's part of a run.
+struct Run<'a> {
+    chain: &'a Chain,
+    frame: Frame,
+    given: &'a [&'a Picture],
+    schedule: &'a Schedule,
+    scratch: &'a mut Scratch,
+    target: Target<'a>,
+    goes_on: &'a (dyn Fn(f64) -> bool + Sync),
+    stopped: &'a AtomicBool,
+}
+
+impl Kernel for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.prepare(s);
+        let of_a_band = (self.frame.h * self.frame.w) as f64 / self.frame.bands as f64;
+        for &(index, band) in &self.schedule.steps {
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            let stage = &self.chain.stages[index];
+            for &map in &stage.inputs {
+                self.points(s, map, band);
+            }
+            let mut dest = std::mem::take(&mut self.scratch.rows[stage.output]);
+            let mut sums = std::mem::take(&mut self.scratch.sums);
+            self.stage(s, stage, band, &mut sums, &mut dest);
+            self.scratch.rows[stage.output] = dest;
+            self.scratch.sums = sums;
+            let doublings = self.chain.maps[stage.inputs[0]].doublings;
+            if !(self.goes_on)(stage.work * of_a_band / f64::from(1u32 << doublings)) {
+                self.stopped.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Makes room, with zeros where no result is ever written.
+    #[inline(always)]
+    fn prepare<S: Simd>(&mut self, s: S) {
+        let Self { chain, frame, schedule, scratch, .. } = self;
+        scratch.points_done.clear();
+        scratch.points_done.resize(chain.maps.len(), 0);
+        scratch.rows.resize_with(chain.maps.len().max(scratch.rows.len()), Vec::new);
+        for ((map, plan), rows) in chain.maps.iter().zip(&schedule.maps).zip(&mut scratch.rows) {
+            let (_, w) = frame.size(map.doublings);
+            let row = row_lines(w);
+            let room = plan.row_bands * frame.band_tile_rows * TILE * map.blocks() * row;
+            if room == 0 || rows.len() < room {
+                *rows = zeroed(room);
+            }
+            for row in rows.chunks_exact_mut(row) {
+                row[0] = Line::ZERO;
+                row[w + 1..].fill(Line::ZERO);
+            }
+        }
+        if scratch.points.len() < schedule.points {
+            scratch.points = zeroed(schedule.points);
+        }
+        let blocks = chain.stages.iter().map(|stage| stage.bias.len()).max().unwrap_or(0);
+        let room = POINTS * (CHUNK_TILES | 1) * (blocks + F32(s).group() / LANES);
+        if scratch.sums.len() < room {
+            scratch.sums = zeroed(room);
+        }
+    }
+
+    /// Row `y` of `map`, or none beyond its borders.
+    #[inline(always)]
+    fn row(&self, map: usize, block: usize, y: isize) -> Option<&[Line]> {
+        let facts = &self.chain.maps[map];
+        let (h, w) = self.frame.size(facts.doublings);
+        let y = usize::try_from(y).ok().filter(|y| *y < h)?;
+        let row = row_lines(w);
+        let (lines, y) = match facts.source {
+            Source::Given(index) => (&self.given[index].lines, y),
+            Source::Stage(_) => (&self.scratch.rows[map], y % (self.schedule.maps[map].row_bands * self.frame.band_tile_rows * TILE)),
+        };
+        Some(&lines[(y * facts.blocks() + block) * row..][..row])
+    }
+
+    /// Where the points of block 0 of a band of `map` begin.
+    #[inline(always)]
+    fn points_at(&self, map: usize, band: usize) -> usize {
+        let (facts, plan) = (&self.chain.maps[map], &self.schedule.maps[map]);
+        plan.points_at + band % plan.point_bands * facts.blocks() * POINTS * self.frame.point_pitch(facts.doublings)
+    }
+
+    /// Turns a band of `map` into points, if that is not yet done.
+    #[inline(always)]
+    fn points<S: Simd>(&mut self, s: S, map: usize, band: usize) {
+        let facts = &self.chain.maps[map];
+        let mark = &mut self.scratch.points_done[map];
+        if *mark > band {
+            return;
+        }
+        *mark = band + 1;
+        let (tiles, pitch) = (self.frame.tiles(facts.doublings), self.frame.point_pitch(facts.doublings));
+        let mut out = std::mem::take(&mut self.scratch.points);
+        let beyond = zeroed(row_lines(self.frame.size(facts.doublings).1));
+        let begin = self.points_at(map, band);
+        for block in 0..facts.blocks() {
+            for (r, tile_row) in self.frame.tile_rows(facts.doublings, band).enumerate() {
+                let top = (tile_row * TILE) as isize - 1;
+                let rows: [&[Line]; IN] =
+                    std::array::from_fn(|i| self.row(map, block, top + i as isize).unwrap_or(&beyond));
+                winograd::input(s, rows, tiles, &mut out[begin + block * POINTS * pitch + r * tiles..], pitch);
+            }
+        }
+        self.scratch.points = out;
+    }
+
+    /// Computes a band of a stage, whose inputs are points, and writes its result.
+    #[inline(always)]
+    fn stage<S: Simd>(&mut self, s: S, stage: &Stage, band: usize, sums: &mut [Line], dest: &mut [Line]) {
+        let doublings = self.chain.maps[stage.inputs[0]].doublings;
+        let tile_rows = self.frame.tile_rows(doublings, band);
+        let (tiles, pitch) = (self.frame.tiles(doublings), self.frame.point_pitch(doublings));
+        let mut offsets = Vec::new();
+        let count = tiles * tile_rows.len();
+        let chunks = count.div_ceil(CHUNK_TILES);
+        for chunk in 0..chunks {
+            let chunk = count * chunk / chunks..count * (chunk + 1) / chunks;
+            let sum_pitch = chunk.len() | 1;
+            for point in 0..POINTS {
+                offsets.clear();
+                for &map in &stage.inputs {
+                    let begin = self.points_at(map, band) + point * pitch + chunk.start;
+                    offsets.extend((0..self.chain.maps[map].blocks()).map(|block| begin + block * POINTS * pitch));
+                }
+                let mut at = 0;
+                for group in &stage.groups {
+                    let out = &mut sums[(at * POINTS + point * group.vectors) * sum_pitch..];
+                    F32(s).product(&self.scratch.points, chunk.len(), &offsets, group.at(point), group.vectors, true, out);
+                    at += group.vectors;
+                }
+            }
+            let mut block = 0;
+            for group in &stage.groups {
+                for vector in 0..group.vectors {
+                    for (i, tile) in chunk.clone().enumerate() {
+                        let (y, x) = ((tile_rows.start + tile / tiles) * TILE, tile % tiles * TILE);
+                        let from = block * POINTS * sum_pitch + i * group.vectors;
+                        let from = from - vector * POINTS * sum_pitch + vector;
+                        let values = winograd::output(s, &sums[from..], sum_pitch * group.vectors);
+                        self.write(s, stage, dest, block, y, x, values);
+                    }
+                    block += 1;
+                }
+            }
+        }
+    }
+
+    /// Finishes 4 x 4 sums of one block of outputs at (y, x), and writes what lies within the picture.
+    #[inline(always)]
+    fn write<S: Simd>(
+        &mut self,
+        s: S,
+        stage: &Stage,
+        dest: &mut [Line],
+        block: usize,
+        y: usize,
+        x: usize,
+        mut tile: [[S::V; OUT]; OUT],
+    ) {
+        let map = &self.chain.maps[stage.output];
+        let (h, w) = self.frame.size(self.chain.maps[stage.inputs[0]].doublings);
+        let (high, wide) = ((h - y).min(OUT), (w - x).min(OUT));
+        let bias = s.load(&stage.bias[block].0);
+        for row in &mut tile {
+            for value in row {
+                *value = s.add(*value, bias);
+            }
+        }
+        if let Some(slope) = stage.slopes.get(block) {
+            let slope = s.load(&slope.0);
+            for row in &mut tile {
+                for value in row {
+                    *value = s.select_nonneg(*value, *value, s.mul(*value, slope));
+                }
+            }
+        }
+        for (factor, other) in &stage.residuals {
+            let factor = s.splat(*factor);
+            for (j, values) in tile.iter_mut().enumerate().take(high) {
+                let other = self.row(*other, block, (y + j) as isize).expect("a row of the picture");
+                for (value, other) in values.iter_mut().zip(&other[x + 1..]) {
+                    *value = s.mul_add(*value, factor, s.load(&other.0));
+                }
+            }
+        }
+        let (lines, pitch, first, ring) = match &mut self.target {
+            _ if !dest.is_empty() => {
+                let rows = self.schedule.maps[stage.output].row_bands * self.frame.band_tile_rows * TILE;
+                (dest, map.blocks() * row_lines(self.frame.size(map.doublings).1), 0, rows)
+            }
+            Target::Picture { lines, pitch, first } => (&mut **lines, *pitch, *first, usize::MAX),
+            Target::Pixels { pixels, first } => {
+                for (j, values) in tile.iter().enumerate().take(high) {
+                    for (i, value) in values.iter().enumerate().take(wide) {
+                        pixels.put(block, (y + j, y + j - *first), x + i, w, map.channels, &s.array(*value));
+                    }
+                }
+                return;
+            }
+        };
+        let row = row_lines(self.frame.size(map.doublings).1);
+        let times = if stage.doubled { 2 } else { 1 };
+        for (j, values) in tile.iter().enumerate().take(high) {
+            for copy in 0..times {
+                let y = ((y + j) * times + copy - first) % ring;
+                let line = &mut lines[y * pitch + block * row + 1 + x * times..][..wide * times];
+                for (to, value) in line.chunks_exact_mut(times).zip(values) {
+                    for to in to {
+                        s.store(*value, &mut to.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pixels<'_> {
+    /// Puts the channels of a block of the result at (y, x), which are `values`, where they belong. Rows of the result begin
+    /// at another one in `base` than in `out`.
+    fn put(
+        &mut self,
+        block: usize,
+        (y_of_base, y): (usize, usize),
+        x: usize,
+        w: usize,
+        outputs: usize,
+        values: &[f32; LANES],
+    ) {
+        let area = self.shuffle * self.shuffle;
+        let spread = if outputs == area { self.channels } else { 1 }; // one channel counts for all
+        for (channel, value) in (block * BLOCK..outputs).zip(values) {
+            let (c, i, j) = (channel / area, channel % area / self.shuffle, channel % self.shuffle);
+            let pixel = ((y * self.shuffle + i) * w + x) * self.shuffle + j;
+            for c in c..c + spread {
+                let base = self.base.map_or(0.0, |(base, channels)| {
+                    base[(y_of_base * w + x) * channels + c.min(channels - 1)]
+                });
+                self.out[pixel * self.channels + c] = value + base;
+            }
+        }
+    }
+}

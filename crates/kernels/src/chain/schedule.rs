@@ -1,0 +1,129 @@
+//! In which order the bands of a chain are computed, and how many of each map must be kept.
+
+use std::ops::Range;
+
+use super::{Chain, Frame, Source, TILE};
+use crate::winograd::POINTS;
+
+/// The steps of one thread.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// Stage and band, in turn.
+    pub(super) steps: Vec<(usize, usize)>,
+    /// For each map.
+    pub(super) maps: Vec<MapPlan>,
+    /// Lines that all points take.
+    pub(super) points: usize,
+}
+
+/// What must be kept of a map.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MapPlan {
+    /// Bands of rows; none of a map that is given, or is the result.
+    pub(super) row_bands: usize,
+    /// Bands of points.
+    pub(super) point_bands: usize,
+    /// Where its points begin.
+    pub(super) points_at: usize,
+}
+
+impl Chain {
+    /// Plans the steps to the bands `wanted` (of a map that is not doubled) of the result.
+    ///
+    /// Of all stages whose inputs are there, the last one goes first: so the least is kept.
+    pub(super) fn schedule(&self, frame: &Frame, wanted: Range<usize>) -> Schedule {
+        let needed = self.needed(frame, wanted);
+        let mut next: Vec<usize> = needed.iter().map(|bands| bands.start).collect();
+        let mut points_done = vec![0; self.maps.len()];
+        let mut maps = vec![MapPlan::default(); self.maps.len()];
+        let mut steps = Vec::new();
+        let result = self.stages.last().map(|stage| stage.output);
+        while let Some(index) = (0..self.stages.len()).rev().find(|index| self.is_ready(frame, &needed, &next, *index)) {
+            let (stage, band) = (&self.stages[index], next[index]);
+            for &map in &stage.inputs {
+                points_done[map] = points_done[map].max(band + 1);
+                let oldest = self.readers(map).map(|reader| next[reader]).min().expect("this stage reads it");
+                let kept = &mut maps[map].point_bands;
+                *kept = (*kept).max(band + 1 - oldest);
+            }
+            steps.push((index, band));
+            next[index] += 1;
+            let output = stage.output;
+            if Some(output) != result {
+                let to_points = points_done[output].max(self.readers(output).map(|r| needed[r].start).min().unwrap_or(0));
+                let to_points = self.readers(output).next().map(|_| to_points.saturating_sub(1));
+                let to_residuals = self.adders(output).map(|adder| next[adder]);
+                let done = next[index] << u32::from(stage.doubled);
+                let oldest = to_points.into_iter().chain(to_residuals).min().unwrap_or(done);
+                let kept = &mut maps[output].row_bands;
+                *kept = (*kept).max(done.saturating_sub(oldest));
+            }
+        }
+        let mut points = 0;
+        for (plan, map) in maps.iter_mut().zip(&self.maps) {
+            plan.points_at = points;
+            points += plan.point_bands * map.blocks() * POINTS * frame.point_pitch(map.doublings);
+        }
+        Schedule { steps, maps, points }
+    }
+
+    /// The stages that convolve `map`.
+    fn readers(&self, map: usize) -> impl Iterator<Item = usize> {
+        self.stages.iter().enumerate().filter(move |(_, stage)| stage.inputs.contains(&map)).map(|(index, _)| index)
+    }
+
+    /// The stages that add `map`.
+    fn adders(&self, map: usize) -> impl Iterator<Item = usize> {
+        let adds = move |residuals: &[(f32, usize)]| residuals.iter().any(|(_, added)| *added == map);
+        self.stages.iter().enumerate().filter(move |(_, stage)| adds(&stage.residuals)).map(|(index, _)| index)
+    }
+
+    /// The bands that each stage must compute for the bands `wanted` of the result.
+    fn needed(&self, frame: &Frame, wanted: Range<usize>) -> Vec<Range<usize>> {
+        let mut of_maps: Vec<Option<Range<usize>>> = vec![None; self.maps.len()];
+        let mut of_stages = vec![0..0; self.stages.len()];
+        let include = |of_map: &mut Option<Range<usize>>, bands: Range<usize>| {
+            *of_map = Some(match of_map.take() {
+                Some(old) => old.start.min(bands.start)..old.end.max(bands.end),
+                None => bands,
+            });
+        };
+        if let Some(last) = self.stages.last() {
+            let doublings = self.maps[last.output].doublings;
+            let end = (wanted.end << doublings).min(frame.bands(doublings));
+            of_maps[last.output] = Some(wanted.start << doublings..end);
+        }
+        for (index, stage) in self.stages.iter().enumerate().rev() {
+            let Some(bands) = of_maps[stage.output].clone() else { continue };
+            let half = u32::from(stage.doubled);
+            let bands = bands.start >> half..bands.end.div_ceil(1 << half);
+            of_stages[index] = bands.clone();
+            for &map in &stage.inputs {
+                let all = frame.bands(self.maps[map].doublings);
+                include(&mut of_maps[map], bands.start.saturating_sub(1)..(bands.end + 1).min(all));
+            }
+            for (_, map) in &stage.residuals {
+                include(&mut of_maps[*map], bands.clone());
+            }
+        }
+        of_stages
+    }
+
+    /// Whether all that the next band of a stage takes is there.
+    fn is_ready(&self, frame: &Frame, needed: &[Range<usize>], next: &[usize], index: usize) -> bool {
+        let (stage, band) = (&self.stages[index], next[index]);
+        let is_there = |map: usize, band: usize| match self.maps[map].source {
+            Source::Given(_) => true,
+            Source::Stage(source) => {
+                let all = frame.bands(self.maps[map].doublings);
+                (next[source] << u32::from(self.stages[source].doubled)).min(all) > band
+            }
+        };
+        let last = |map: usize| frame.bands(self.maps[map].doublings) - 1;
+        band < needed[index].end
+            && stage.inputs.iter().all(|map| is_there(*map, (band + 1).min(last(*map))))
+            && stage.residuals.iter().all(|(_, map)| is_there(*map, band))
+    }
+}
+
+const _: () = assert!(TILE == crate::winograd::OUT);

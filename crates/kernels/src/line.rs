@@ -1,0 +1,26 @@
+//! Memory in cache lines: sixteen f32, or thirty-two bf16, of one pixel or row.
+
+use half::bf16;
+
+/// Sixteen f32 that start a cache line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [f32; 16]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0.0; 16]);
+}
+
+/// Thirty-two bf16 that start a cache line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct HalfLine(pub(crate) [bf16; 32]);
+
+impl HalfLine {
+    pub(crate) const ZERO: Self = Self([bf16::ZERO; 32]);
+}
+
+/// `count` zero lines, from pages that the system gives when they are first written.
+pub(crate) fn zeroed(count: usize) -> Vec<Line> {
+    vec![Line::ZERO; count]
+}
