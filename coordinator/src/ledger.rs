@@ -1428,7 +1428,7 @@ mod tests {
         assert_eq!(desk.tell(tick(2)), "", "it still waits on its queue");
         let worker = Worker {
             id: "w".to_owned(),
-            class: "cpu.x.f32".parse().unwrap(),
+            classes: vec!["cpu.x.f32".parse().unwrap()],
             device: String::new(),
             memory_bytes: 0,
             memory_free_bytes: 0,

@@ -45,15 +45,19 @@ impl Roster {
     }
 
     /// The class to which a job of `precision` goes when the user names none: that of an accelerator before that of
-    /// CPUs, then the one with the most workers, then the first by name.
+    /// CPUs, then one of shorter numbers than f32, which is faster, then the one with the most workers, then the first by
+    /// name. A job that must be exact is offered f32 alone.
     pub fn best_class(&self, precision: Precision, now: Timestamp) -> Option<ComputeClass> {
         let mut counts: BTreeMap<ComputeClass, usize> = BTreeMap::new();
         for (worker, _) in self.present(now) {
-            if worker.class.offers(precision) && !worker.draining {
-                *counts.entry(worker.class).or_default() += 1;
+            if !worker.draining {
+                for class in worker.classes.into_iter().filter(|class| class.offers(precision)) {
+                    *counts.entry(class).or_default() += 1;
+                }
             }
         }
-        let best = counts.into_iter().rev().max_by_key(|(class, count)| (class.kind() != "cpu", *count));
+        let rank = |class: &ComputeClass| (class.kind() != "cpu", class.dtype() != "f32");
+        let best = counts.into_iter().rev().max_by_key(|(class, count)| (rank(class), *count));
         best.map(|(class, _)| class)
     }
 
@@ -61,7 +65,7 @@ impl Roster {
     pub fn memory_of(&self, class: &ComputeClass, now: Timestamp) -> Option<u64> {
         let present = self.present(now).into_iter().map(|(worker, _)| worker);
         present
-            .filter(|worker| worker.class == *class && worker.memory_bytes > 0)
+            .filter(|worker| worker.classes.contains(class) && worker.memory_bytes > 0)
             .map(|worker| worker.memory_bytes)
             .min()
     }
@@ -71,10 +75,10 @@ impl Roster {
 mod tests {
     use super::*;
 
-    fn beat(id: &str, class: &str, leaving: bool) -> Beat {
+    fn beat(id: &str, classes: &str, leaving: bool) -> Beat {
         let worker = Worker {
             id: id.to_owned(),
-            class: class.parse().unwrap(),
+            classes: classes.split(' ').map(|class| class.parse().unwrap()).collect(),
             device: String::new(),
             memory_bytes: 8 << 30,
             memory_free_bytes: 0,
@@ -98,6 +102,25 @@ mod tests {
         }
         assert_eq!(best(Precision::Exact).as_deref(), Some("cpu.y.f32"));
         assert_eq!(best(Precision::Fast).as_deref(), Some("cuda.z.f16"));
+    }
+
+    #[test]
+    fn a_fast_job_goes_where_shorter_numbers_are_faster_and_an_exact_one_to_the_same_workers_other_class() {
+        let roster = Roster::new(Duration::from_secs(15));
+        let best = |precision| roster.best_class(precision, Timestamp(1)).map(|class| class.to_string());
+        for (id, classes) in [("a", "cpu.fma-1.f32"), ("b", "cpu.fma-1.f32"), ("c", "cpu.fma-1.f32 cpu.amx-1.bf16")] {
+            roster.note(&beat(id, classes, false), Timestamp(1));
+        }
+        assert_eq!(best(Precision::Fast).as_deref(), Some("cpu.amx-1.bf16"));
+        assert_eq!(best(Precision::Exact).as_deref(), Some("cpu.fma-1.f32"));
+        assert_eq!(roster.memory_of(&"cpu.amx-1.bf16".parse().unwrap(), Timestamp(1)), Some(8 << 30));
+
+        // An accelerator goes before CPUs, in whatever way it computes.
+        roster.note(&beat("d", "cuda.z.f32", false), Timestamp(1));
+        assert_eq!(best(Precision::Fast).as_deref(), Some("cuda.z.f32"));
+        roster.note(&beat("d", "cuda.z.f32 cuda.z.bf16", false), Timestamp(1));
+        assert_eq!(best(Precision::Fast).as_deref(), Some("cuda.z.bf16"));
+        assert_eq!(best(Precision::Exact).as_deref(), Some("cuda.z.f32"));
     }
 
     #[test]

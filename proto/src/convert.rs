@@ -121,7 +121,7 @@ impl TryFrom<v1::UpscaleJob> for UpscaleRequest {
             pictures,
             upscale_model: job.upscale_model,
             tiling: job.tile.unwrap_or_default().try_into()?,
-            precision: precision_from_wire("upscale.precision", job.precision)?,
+            precision: precision_from_wire("upscale.precision", job.precision)?.unwrap_or(Upscale::PRECISION),
             reproducibility: reproducibility_from_wire("upscale.reproducibility", job.reproducibility)?,
             class,
             output: job.output.unwrap_or_default().try_into()?,
@@ -192,11 +192,12 @@ fn known<E: TryFrom<i32>>(path: &str, value: i32) -> Result<E, InvalidField> {
     E::try_from(value).map_err(|_| InvalidField::new(path, format!("{value} is not a known value")))
 }
 
-/// Reads a precision; unspecified is exact.
-pub fn precision_from_wire(path: &str, value: i32) -> Result<Precision, InvalidField> {
+/// Reads a precision; `None` when it is unspecified.
+pub fn precision_from_wire(path: &str, value: i32) -> Result<Option<Precision>, InvalidField> {
     Ok(match known(path, value)? {
-        v1::Precision::Unspecified | v1::Precision::Exact => Precision::Exact,
-        v1::Precision::Fast => Precision::Fast,
+        v1::Precision::Unspecified => None,
+        v1::Precision::Exact => Some(Precision::Exact),
+        v1::Precision::Fast => Some(Precision::Fast),
     })
 }
 
@@ -351,10 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_the_references_default() {
+    fn what_is_left_out_has_its_default() {
         let request = UpscaleRequest::try_from(job()).unwrap();
         assert_eq!(request.tiling, TilingRequest::Fixed(Tiling { side: 512, overlap: 32 }));
-        assert_eq!(request.precision, Precision::Exact);
+        assert_eq!(request.precision, Precision::Fast);
         assert_eq!(request.output, Output::default());
         assert_eq!(request.pictures[0].0, "picture 1");
     }

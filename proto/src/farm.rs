@@ -3,7 +3,7 @@
 //! [`Order`] goes to workers, [`Report`] comes back, [`Beat`] says who is alive, and [`Revocation`] takes orders back.
 //! Each has `encode` and `decode`; what cannot be decoded is not ours.
 
-use std::{iter, time::Duration};
+use std::time::Duration;
 
 use domain::{
     job::{JobId, Precision, Priority, Timestamp},
@@ -45,9 +45,9 @@ impl Names {
         Some(format!("{}.tasks.{place}.{}", self.farm, priority.name()))
     }
 
-    /// The queues from which a worker of `class` takes tasks, the most urgent first.
-    pub fn served_by(&self, class: &ComputeClass) -> Vec<String> {
-        let places = places_of(class);
+    /// The queues from which a worker of `classes` takes tasks, the most urgent first.
+    pub fn served_by(&self, classes: &[ComputeClass]) -> Vec<String> {
+        let places = places_of(classes);
         Priority::ALL
             .iter()
             .flat_map(|&priority| places.iter().filter_map(move |place| self.tasks(place, priority)))
@@ -80,13 +80,13 @@ impl Names {
     }
 }
 
-/// The places whose tasks a worker of `class` takes.
+/// The places whose tasks a worker of `classes` takes.
 ///
-/// A class that does not offer [`Precision::Exact`] takes none of [`Place::AnyWorker`]: tasks of every precision are on
-/// those queues, and each exact one that it refused would have lost a delivery.
-pub fn places_of(class: &ComputeClass) -> Vec<Place> {
-    let any = class.offers(Precision::Exact).then_some(Place::AnyWorker);
-    iter::once(Place::Class(class.clone())).chain(any).collect()
+/// A worker without a class that offers [`Precision::Exact`] takes none of [`Place::AnyWorker`]: exact tasks are on those
+/// queues, and each that it refused would have lost a delivery.
+pub fn places_of(classes: &[ComputeClass]) -> Vec<Place> {
+    let any = classes.iter().any(|class| class.offers(Precision::Exact)).then_some(Place::AnyWorker);
+    classes.iter().cloned().map(Place::Class).chain(any).collect()
 }
 
 fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, InvalidField> {
@@ -172,7 +172,7 @@ impl Order {
                 decode: tile.decode_revision,
                 upscale_model: tile.upscale_model.parse().map_err(InvalidField::at("upscale.upscale_model"))?,
                 scale: tile.scale,
-                precision: precision_from_wire("upscale.precision", tile.precision)?,
+                precision: required("upscale.precision", precision_from_wire("upscale.precision", tile.precision)?)?,
                 place,
             },
             region: Region { x, y, width, height },
@@ -296,8 +296,8 @@ impl Revocation {
 pub struct Worker {
     /// Its name, unique on the farm.
     pub id: String,
-    /// The compute class of its device.
-    pub class: ComputeClass,
+    /// The compute classes of its device, the exact one first.
+    pub classes: Vec<ComputeClass>,
     /// The device in words.
     pub device: String,
     /// Memory of the device in bytes; 0 when unknown.
@@ -339,7 +339,7 @@ impl Worker {
         };
         v1::Worker {
             id: self.id.clone(),
-            compute_class: self.class.to_string(),
+            compute_classes: self.classes.iter().map(ToString::to_string).collect(),
             device: self.device.clone(),
             memory_bytes: self.memory_bytes,
             memory_free_bytes: self.memory_free_bytes,
@@ -380,10 +380,11 @@ impl Beat {
                 fraction: task.fraction,
             })
         };
+        let class = |class: &String| class.parse().map_err(InvalidField::at("worker.compute_classes"));
         Ok(Self {
             worker: Worker {
                 id: worker.id,
-                class: worker.compute_class.parse().map_err(InvalidField::at("worker.compute_class"))?,
+                classes: worker.compute_classes.iter().map(class).collect::<Result<_, _>>()?,
                 device: worker.device,
                 memory_bytes: worker.memory_bytes,
                 memory_free_bytes: worker.memory_free_bytes,
@@ -447,7 +448,7 @@ mod tests {
         assert_eq!(Revocation::decode(&revocation.encode()).unwrap(), revocation);
         let worker = Worker {
             id: "w".to_owned(),
-            class,
+            classes: vec![class, "cpu.amx-1.bf16".parse().unwrap()],
             device: "d".to_owned(),
             memory_bytes: 2,
             memory_free_bytes: 1,
@@ -471,11 +472,25 @@ mod tests {
         assert!(Report::decode(b"").is_err());
     }
 
+    fn served_by(classes: &str) -> String {
+        let classes: Vec<_> = classes.split(' ').map(|class| class.parse().unwrap()).collect();
+        Names::new("tessera").unwrap().served_by(&classes).join(" ")
+    }
+
+    #[test]
+    fn a_worker_that_computes_in_two_ways_serves_both_and_any_once() {
+        assert_eq!(
+            served_by("cpu.fma-1.f32 cpu.amx-1.bf16"),
+            "tessera.tasks.cpu.fma-1.f32.high tessera.tasks.cpu.amx-1.bf16.high tessera.tasks.any.high \
+             tessera.tasks.cpu.fma-1.f32.normal tessera.tasks.cpu.amx-1.bf16.normal tessera.tasks.any.normal \
+             tessera.tasks.cpu.fma-1.f32.low tessera.tasks.cpu.amx-1.bf16.low tessera.tasks.any.low"
+        );
+    }
+
     #[test]
     fn a_worker_serves_the_most_urgent_queue_first() {
-        let queues = Names::new("tessera").unwrap().served_by(&"cpu.candle.f32".parse().unwrap());
         assert_eq!(
-            queues.join(" "),
+            served_by("cpu.candle.f32"),
             "tessera.tasks.cpu.candle.f32.high tessera.tasks.any.high tessera.tasks.cpu.candle.f32.normal \
              tessera.tasks.any.normal tessera.tasks.cpu.candle.f32.low tessera.tasks.any.low"
         );
@@ -484,9 +499,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_not_exact_leaves_the_tasks_for_any_worker_to_others() {
-        let queues = Names::new("tessera").unwrap().served_by(&"cuda.candle.f16".parse().unwrap());
         assert_eq!(
-            queues.join(" "),
+            served_by("cuda.candle.f16"),
             "tessera.tasks.cuda.candle.f16.high tessera.tasks.cuda.candle.f16.normal \
              tessera.tasks.cuda.candle.f16.low"
         );

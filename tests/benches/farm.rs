@@ -118,15 +118,15 @@ fn bench_plan() -> Result<()> {
 struct Nothing(ComputeClass);
 
 impl Engine for Nothing {
-    fn class(&self) -> &ComputeClass {
-        &self.0
+    fn classes(&self) -> &[ComputeClass] {
+        std::slice::from_ref(&self.0)
     }
 
     fn device(&self) -> DeviceFacts {
         DeviceFacts { name: "nothing".to_owned(), ..DeviceFacts::default() }
     }
 
-    fn render(&self, work: &Work, _: &Watch) -> Result<Vec<f32>, RenderError> {
+    fn render(&self, _: &ComputeClass, work: &Work, _: &Watch) -> Result<Vec<f32>, RenderError> {
         Ok(vec![0.0; work.output_values()])
     }
 }
@@ -246,7 +246,7 @@ async fn bench_overhead() -> Result<()> {
     let weights = compact(24, 8, 2);
     let path = folder.path().join("bench.safetensors");
     std::fs::write(&path, &weights)?;
-    let engine = UpscaleEngine::open(service::config::Device::Cpu, 1 << 30)?;
+    let engine = UpscaleEngine::open(service::config::Device::Cpu, None, 1 << 30)?;
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let farm = InProcess::start(true, folder.path()).await?;
     farm.add_worker(engine.clone(), 1);
@@ -271,7 +271,7 @@ async fn bench_overhead() -> Result<()> {
                     model,
                     weights: path.clone(),
                 });
-                engine.render(&work, &Watch::default())?;
+                engine.render(&engine.classes()[0], &work, &Watch::default())?;
             }
             Ok::<_, RenderError>(started.elapsed())
         });

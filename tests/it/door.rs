@@ -116,14 +116,15 @@ async fn a_message_that_is_not_ours_is_set_aside_and_work_goes_on() -> Result<()
     farm.finished(&first.id).await?;
 
     let broker = broker::open(&services.broker, &broker::Options::default()).await?;
-    let class = farm.workers_now().await?[0].compute_class.parse()?;
+    let classes: Vec<_> =
+        farm.workers_now().await?[0].compute_classes.iter().map(|class| class.parse()).collect::<Result<_, _>>()?;
     let names = proto::farm::Names::new(farm.name())?;
-    for queue in names.served_by(&class) {
+    for queue in names.served_by(&classes) {
         broker.publish(&queue, broker::Message::new("foreign", "{\"hello\": \"world\"}")).await?;
     }
     broker.publish(&names.reports(), broker::Message::new("foreign", "nonsense")).await?;
     let mut parked = broker.consume(&names.parked(), 16).await?;
-    for _ in 0..names.served_by(&class).len() + 1 {
+    for _ in 0..names.served_by(&classes).len() + 1 {
         let delivery = tests::farm::within("a parked message", async { Ok(parked.next().await?) }).await?;
         assert_eq!(delivery.message.id, "foreign");
         delivery.ack().await?;

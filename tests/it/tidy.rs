@@ -8,10 +8,11 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const PLAN: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("weights", &[]),
+    ("kernels", &[]),
     ("broker", &[]),
     ("store", &[]),
     ("service", &[]),
-    ("models", &["weights"]),
+    ("models", &["kernels", "weights"]),
     ("proto", &["domain"]),
     ("imaging", &["domain"]),
     ("coordinator", &["broker", "domain", "imaging", "proto", "service", "store", "weights"]),

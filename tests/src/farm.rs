@@ -215,6 +215,7 @@ impl Farm {
             .env("TESSERA_CACHE", self.folder.path().join("cache"))
             .env("TESSERA_BEAT_INTERVAL", "200ms")
             .env("TESSERA_LOG", "info")
+            .env("TESSERA_SLOTS", "1") // whatever the machine, so that it is known who holds how many tasks
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -12,7 +12,10 @@ use std::{
 
 use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
-use domain::task::{Context, DECODE_REVISION, Place, UPSCALE_REVISION};
+use domain::{
+    job::Precision,
+    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
+};
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
 use store::{Key, Store, StoreError};
@@ -22,7 +25,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
     board::{Board, Held},
-    engine::{Engine, RenderError, Stop, Verdict, Watch, Work},
+    engine::{Engine, RenderError, Stop, Verdict, Watch, Work, list},
     fetch::{FetchError, Fetcher, store_verdict},
     metrics::Metrics,
     patience::{Pauses, persist},
@@ -233,7 +236,7 @@ impl Bench {
 
     /// Brings the result of `order` into the store, if it is not there.
     async fn attempt(&self, order: &Order, held: &Held) -> Result<Stored, Setback> {
-        self.check(order)?;
+        let class = self.class_for(order)?.clone();
         let watch = &held.watch;
         let result = Key::new(order.result_key().path()).expect("digests make a key");
         if self.unless_stopped(watch, self.is_stored(&result, order)).await?? {
@@ -247,7 +250,7 @@ impl Bench {
             let (engine, watch, span) = (self.engine.clone(), watch.clone(), info_span!("render"));
             let work = spawn_blocking(move || {
                 let _slot = slot; // until the thread is done, whoever waits for it
-                span.in_scope(|| render(&*engine, &work, &watch))
+                span.in_scope(|| render(&*engine, &class, &work, &watch))
             });
             let rendered = work.await.unwrap_or_else(|died| Err(panicked(died)));
             rendered.map_err(|error| Setback::of(error.verdict(), error, &held.watch))?
@@ -257,30 +260,35 @@ impl Bench {
         Ok(Stored { found: false, elapsed })
     }
 
+    /// The class in which `order` is rendered: the one that it was planned for, or the exact one where any may do it.
     /// Refuses what this worker cannot render as the result key promises.
-    fn check(&self, order: &Order) -> Result<(), Setback> {
-        let class = self.engine.class();
-        match &order.context {
-            Context::Upscale { place: Place::Class(wanted), .. } if wanted != class => {
-                Err(Setback::Misplaced(format!("the task is for class {wanted}, this worker is of {class}")))
-            }
-            Context::Upscale { place: Place::Coordinator, .. } | Context::Assemble { .. } => {
-                Err(Setback::Misplaced("the task is the coordinator's own".to_owned()))
-            }
-            Context::Upscale { precision, .. } if !class.offers(*precision) => {
-                Err(Setback::Retrying(format!("class {class} is not exact enough for the task")))
-            }
-            // During an update of the farm, another worker may have it.
-            Context::Upscale { revision, decode, .. }
-                if (*revision, *decode) != (UPSCALE_REVISION, DECODE_REVISION) =>
-            {
-                Err(Setback::Retrying(format!(
-                    "the task is for revision {revision} of upscale and {decode} of decode, this worker has \
-                     {UPSCALE_REVISION} and {DECODE_REVISION}"
-                )))
-            }
-            Context::Upscale { .. } => Ok(()),
+    fn class_for(&self, order: &Order) -> Result<&ComputeClass, Setback> {
+        let not_ours = || Setback::Misplaced("the task is the coordinator's own".to_owned());
+        let Context::Upscale { revision, decode, precision, place, .. } = &order.context else {
+            return Err(not_ours());
+        };
+        let classes = self.engine.classes();
+        let class = match place {
+            Place::Coordinator => return Err(not_ours()),
+            Place::Class(wanted) => classes.iter().find(|class| *class == wanted).ok_or_else(|| {
+                let found = list(classes);
+                Setback::Misplaced(format!("the task is for class {wanted}, this worker is of {found}"))
+            })?,
+            Place::AnyWorker => classes.iter().find(|class| class.offers(Precision::Exact)).ok_or_else(|| {
+                Setback::Retrying(format!("the task is to be exact, this worker is of {}", list(classes)))
+            })?,
+        };
+        if !class.offers(*precision) {
+            return Err(Setback::Retrying(format!("class {class} is not exact enough for the task")));
         }
+        // During an update of the farm, another worker may have it.
+        if (*revision, *decode) != (UPSCALE_REVISION, DECODE_REVISION) {
+            return Err(Setback::Retrying(format!(
+                "the task is for revision {revision} of upscale and {decode} of decode, this worker has \
+                 {UPSCALE_REVISION} and {DECODE_REVISION}"
+            )));
+        }
+        Ok(class)
     }
 
     /// Whether the result is in the store, whole.
@@ -349,12 +357,17 @@ fn result_bytes(order: &Order) -> u64 {
 }
 
 /// Renders on this thread: the result as it is stored, little-endian, and how long it took.
-fn render(engine: &dyn Engine, work: &Work, watch: &Watch) -> Result<(Bytes, Duration), RenderError> {
+fn render(
+    engine: &dyn Engine,
+    class: &ComputeClass,
+    work: &Work,
+    watch: &Watch,
+) -> Result<(Bytes, Duration), RenderError> {
     if !watch.tell(0.0) {
         return Err(RenderError::Interrupted);
     }
     let start = Instant::now();
-    let samples = engine.render(work, watch)?;
+    let samples = engine.render(class, work, watch)?;
     let expected = work.output_values();
     if samples.len() != expected {
         return Err(RenderError::WrongLength { expected, found: samples.len() });

@@ -1,6 +1,7 @@
 //! Where rendering happens: plain blocking code, one task and its inputs in, pixels out.
 
 mod cache;
+mod room;
 pub mod upscale;
 
 use std::{
@@ -19,16 +20,22 @@ use weights::{checkpoint::CheckpointError, detect::DetectError};
 
 /// Renders tasks on one device. It knows no broker and no store, and may be called from several threads at once.
 pub trait Engine: Send + Sync {
-    /// The compute class of the device: everything about it that can change bytes.
-    fn class(&self) -> &ComputeClass;
+    /// The compute classes of the device: one for each way in which it computes, the exact one first.
+    fn classes(&self) -> &[ComputeClass];
 
     /// The device as it stands at this moment. Called every few seconds, so it must be quick.
     fn device(&self) -> DeviceFacts;
 
-    /// Renders `work`: [`Work::output_values`] samples between 0 and 1, row by row, channels interleaved.
+    /// Renders `work` as `class` computes, which is one of [`Engine::classes`]: [`Work::output_values`] samples between
+    /// 0 and 1, row by row, channels interleaved.
     ///
     /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`].
-    fn render(&self, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
+    fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
+}
+
+/// The names of `classes`, for people.
+pub(crate) fn list(classes: &[ComputeClass]) -> String {
+    classes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What the farm shows of a device.

@@ -34,7 +34,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     attempt::Bench,
     board::{Board, Shown},
-    engine::{DeviceFacts, Engine, upscale::UpscaleEngine},
+    engine::{DeviceFacts, Engine, list, upscale::UpscaleEngine},
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
     patience::{FIRST_PAUSE, Pauses},
@@ -77,15 +77,15 @@ pub async fn process(config: Config, context: service::Context) -> anyhow::Resul
 /// Works on the device that `config` names until `context` says to stop.
 ///
 /// # Errors
-/// As [`run_with`], or if the device cannot be opened.
+/// As [`run_with`], or if the device cannot be opened, or computes not at the level that `config` forces.
 pub async fn run(
     config: config::Worker,
     store: Arc<dyn Store>,
     broker: Arc<dyn Broker>,
     context: service::Context,
 ) -> anyhow::Result<()> {
-    let (device, memory_bytes) = (config.device, config.model_memory_bytes);
-    let engine = spawn_blocking(move || UpscaleEngine::open(device, memory_bytes)).await??;
+    let (device, cpu, memory_bytes) = (config.device, config.cpu.clone(), config.model_memory_bytes);
+    let engine = spawn_blocking(move || UpscaleEngine::open(device, cpu.as_deref(), memory_bytes)).await??;
     run_with(config, Arc::new(engine), store, broker, context).await
 }
 
@@ -103,8 +103,8 @@ pub async fn run_with(
     context: service::Context,
 ) -> anyhow::Result<()> {
     let names = Names::new(&config.farm)?;
-    let class = engine.class().clone();
-    for queue in topology(&names, &class, config.delivery_limit) {
+    let classes = engine.classes();
+    for queue in topology(&names, classes, config.delivery_limit) {
         broker.declare(&queue).await.with_context(|| format!("cannot declare queue `{}`", queue.name))?;
     }
     if let Some(warning) = broker.delivery_warning(config.longest_task) {
@@ -115,7 +115,7 @@ pub async fn run_with(
     let mut queues = Vec::new();
     for priority in Priority::ALL {
         let mut equals = Vec::new();
-        for place in places_of(&class) {
+        for place in places_of(classes) {
             let Some(queue) = names.tasks(&place, priority) else { continue };
             // One task more than there are slots is in hand, so that its inputs come while others are rendered. The
             // price is paid when this worker sits on a task that an idle one could begin: at the end of a job, or when
@@ -126,6 +126,7 @@ pub async fn run_with(
         }
         queues.push(equals);
     }
+    let classes = list(classes);
     let models = DiskCache::open(&config.model_cache, config.model_cache_bytes)?;
     let metrics = Metrics::new();
     let bench = Arc::new(Bench {
@@ -143,7 +144,7 @@ pub async fn run_with(
         leaving: CancellationToken::new(),
         metrics,
     });
-    info!(worker.id = bench.worker, class = %class, slots = config.slots, "taking tasks");
+    info!(worker.id = bench.worker, classes, slots = config.slots, "taking tasks");
     context.health.ready("worker");
     let teller = Teller { bench: bench.clone(), started: now() };
     let result = tokio::select! {
@@ -288,7 +289,7 @@ impl Teller {
         let DeviceFacts { name, memory_bytes, memory_free_bytes, models } = self.bench.engine.device();
         Worker {
             id: self.bench.worker.clone(),
-            class: self.bench.engine.class().clone(),
+            classes: self.bench.engine.classes().to_vec(),
             device: name,
             memory_bytes,
             memory_free_bytes,

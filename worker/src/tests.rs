@@ -28,8 +28,8 @@ use harness::{Farm, ScriptedEngine, black, order_at, within};
 #[tokio::test]
 async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
     let farm = Farm::new().await;
-    let engine = UpscaleEngine::open(config::Device::Cpu, 1 << 20).unwrap();
-    let class = engine.class().clone();
+    let engine = UpscaleEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
+    let class = engine.classes()[0].clone();
     let model = farm.put_model(2).await;
     let region = Region::new(100, 90, 150, 100); // crosses two bands and two columns of blocks
     let mut order = order_at(region, Place::Class(class.clone()));
@@ -49,10 +49,49 @@ async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
     std::fs::write(file.path(), farm.store.get(&Key::new(layout::model(model)).unwrap()).await.unwrap()).unwrap();
     let (rgb, weights) = (harness::cut(region), file.path().to_owned());
     let work = Work::Upscale(UpscaleWork { region, rgb, scale: 2, model, weights });
-    let engine = UpscaleEngine::open(config::Device::Cpu, 1 << 20).unwrap();
-    let expected = engine.render(&work, &Watch::default()).unwrap();
+    let engine = UpscaleEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
+    let expected = engine.render(&class, &work, &Watch::default()).unwrap();
     assert_eq!(stored.len(), 300 * 200 * 3 * 4);
     assert!(stored.chunks_exact(4).zip(&expected).all(|(bytes, sample)| bytes == sample.to_le_bytes()));
+}
+
+#[tokio::test]
+async fn a_task_is_rendered_as_the_class_computes_that_it_was_planned_for() {
+    let farm = Farm::new().await;
+    let engine = ScriptedEngine::by_class(|class, work, _| {
+        let shade = if class.dtype() == "f32" { 1.0 } else { 0.5 };
+        Ok(vec![shade; work.output_values()])
+    });
+    let worker = farm.start(engine);
+    let region = Region::new(0, 0, 8, 8);
+    let (exact, any) = (order_at(region, farm.place()), order_at(region, Place::AnyWorker));
+    // Fast is what needs not be exact, and not a class: where nothing is faster, the exact class renders such tasks.
+    let [mut fast, mut fast_at_exact] = [farm.fast_place(), farm.place()].map(|place| order_at(region, place));
+    harness::set_fast(&mut fast);
+    harness::set_fast(&mut fast_at_exact);
+    farm.until_beat(|beat| {
+        let classes: Vec<_> = beat.worker.classes.iter().cloned().map(Place::Class).collect();
+        classes == [farm.place(), farm.fast_place()]
+    })
+    .await;
+    for (order, shade) in [(exact, 1.0_f32), (fast, 0.5), (any, 1.0), (fast_at_exact, 1.0)] {
+        farm.publish(&order).await;
+        let report = farm.report().await;
+        assert_eq!(report.key, order.result_key());
+        assert!(matches!(report.outcome, Outcome::Done { found: false, .. }), "{report:?}");
+        let stored = farm.result(&order).await.unwrap();
+        assert_eq!(stored.len(), 16 * 16 * 3 * 4);
+        assert!(stored.chunks_exact(4).all(|bytes| bytes == shade.to_le_bytes()), "{:?}", order.context.place());
+    }
+
+    // An exact task that strayed to the fast class is refused, and not rendered as something else.
+    let strayed = order_at(Region::new(8, 0, 8, 8), farm.fast_place());
+    farm.publish(&strayed).await;
+    let report = farm.report().await;
+    let Outcome::Retrying { message } = &report.outcome else { panic!("{report:?}") };
+    assert_eq!(message, "class cpu.scripted.bf16 is not exact enough for the task");
+    worker.stop().await.unwrap();
+    assert!(farm.result(&strayed).await.is_none());
 }
 
 #[tokio::test]

@@ -22,9 +22,10 @@ pub const DECODE_REVISION: u32 = 1;
 /// The revision of blending, alpha resampling and encoding.
 pub const ASSEMBLE_REVISION: u32 = 1;
 
-/// Everything about a device that can change bytes: its kind, the level of its kernels, and the number type.
+/// Everything about a device and a way of computing on it that can change bytes: its kind, the level of its kernels, and
+/// the type of the numbers that are multiplied. A device that can compute in several ways is of several classes.
 ///
-/// Shown as `kind.kernels.dtype`, such as `cpu.candle-0-11-1.f32`; the text also names the class's queues.
+/// Shown as `kind.kernels.dtype`, such as `cpu.fma-1.f32`; the text also names the class's queues.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ComputeClass {
@@ -52,6 +53,11 @@ impl ComputeClass {
         &self.kind
     }
 
+    /// The numbers that are multiplied, such as `f32`.
+    pub fn dtype(&self) -> &str {
+        &self.dtype
+    }
+
     /// Whether it computes as exactly as `precision` asks. Every class is fast enough for [`Precision::Fast`].
     pub fn offers(&self, precision: Precision) -> bool {
         match precision {
@@ -69,7 +75,7 @@ impl fmt::Display for ComputeClass {
 
 /// A text that is not a compute class.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a compute class: kind.kernels.dtype is wanted, such as cpu.candle-0-11-1.f32")]
+#[error("`{0}` is not a compute class: kind.kernels.dtype is wanted, such as cpu.fma-1.f32")]
 pub struct NotAClass(String);
 
 impl FromStr for ComputeClass {
@@ -277,9 +283,12 @@ mod tests {
 
     #[test]
     fn a_class_is_read_as_it_is_shown() {
-        let class: ComputeClass = "cpu.candle-0-11-1.f32".parse().unwrap();
-        assert_eq!(class.to_string(), "cpu.candle-0-11-1.f32");
-        assert!(class.offers(Precision::Exact));
+        let class: ComputeClass = "cpu.fma-1.f32".parse().unwrap();
+        assert_eq!(class.to_string(), "cpu.fma-1.f32");
+        assert_eq!((class.kind(), class.dtype()), ("cpu", "f32"));
+        assert!(class.offers(Precision::Exact) && class.offers(Precision::Fast));
+        let fast: ComputeClass = "cpu.amx-1.bf16".parse().unwrap();
+        assert!(!fast.offers(Precision::Exact) && fast.offers(Precision::Fast));
         for wrong in ["cpu", "cpu..f32", "CPU.candle.f32", "a.b.c.d", "a.b c.d"] {
             assert!(wrong.parse::<ComputeClass>().is_err(), "{wrong}");
         }

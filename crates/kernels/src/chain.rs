@@ -30,6 +30,8 @@ use weights::Group;
 
 /// Tiles that a band has at least, if the picture is large enough: they share one pass over the weights.
 const BAND_TILES: usize = 28;
+/// Vectors of outputs in a group, at most.
+const MOST_VECTORS: usize = 2;
 /// Tiles whose sums are held at once.
 const CHUNK_TILES: usize = 56;
 
@@ -212,9 +214,35 @@ impl Chain {
         self.stages.iter().map(|stage| stage.work).sum()
     }
 
+    /// Bytes that the packed weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.stages.iter().flat_map(|stage| &stage.groups).map(Group::bytes).sum()
+    }
+
+    /// Bytes that one thread takes to run the chain on maps of `h` x `w`, beside these maps and the result.
+    pub fn work_bytes(&self, h: usize, w: usize) -> usize {
+        if h == 0 || w == 0 {
+            return 0;
+        }
+        let frame = Frame::new(h, w);
+        let schedule = self.schedule(&frame, 0..frame.bands);
+        let rows = self.maps.iter().zip(&schedule.maps).map(|(map, plan)| {
+            let (_, w) = frame.size(map.doublings);
+            plan.row_bands * frame.band_tile_rows * TILE * map.blocks() * row_lines(w)
+        });
+        (rows.sum::<usize>() + schedule.points + self.sum_lines(MOST_VECTORS)) * size_of::<Line>()
+    }
+
+    /// Lines that the sums of a chunk take.
+    fn sum_lines(&self, group: usize) -> usize {
+        let blocks = self.stages.iter().map(|stage| stage.bias.len()).max().unwrap_or(0);
+        POINTS * (CHUNK_TILES | 1) * (blocks + group)
+    }
+
     /// Runs the chain on maps of one size, and writes the result.
     ///
-    /// `goes_on` hears of each part of the work, in the unit of [`Self::work`], from any thread, and says whether to go on.
+    /// `goes_on` hears of each part of the work, [`Self::work`] for each pixel in all, from any thread, and says whether to go
+    /// on. What two threads both compute is heard of twice.
     ///
     /// # Panics
     /// If the maps or the output do not have the sizes that the chain has.
@@ -365,7 +393,7 @@ impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         self.prepare(s);
-        let of_a_band = (self.frame.h * self.frame.w) as f64 / self.frame.bands as f64;
+        let pixels = (self.frame.h * self.frame.w) as f64;
         for &(index, band) in &self.schedule.steps {
             if self.stopped.load(Ordering::Relaxed) {
                 return;
@@ -380,7 +408,7 @@ impl Kernel for Run<'_> {
             self.scratch.rows[stage.output] = dest;
             self.scratch.sums = sums;
             let doublings = self.chain.maps[stage.inputs[0]].doublings;
-            if !(self.goes_on)(stage.work * of_a_band / f64::from(1u32 << doublings)) {
+            if !(self.goes_on)(stage.work * pixels / self.frame.bands(doublings) as f64) {
                 self.stopped.store(true, Ordering::Relaxed);
             }
         }
@@ -410,8 +438,7 @@ impl Run<'_> {
         if scratch.points.len() < schedule.points {
             scratch.points = zeroed(schedule.points);
         }
-        let blocks = chain.stages.iter().map(|stage| stage.bias.len()).max().unwrap_or(0);
-        let room = POINTS * (CHUNK_TILES | 1) * (blocks + F32(s).group() / LANES);
+        let room = chain.sum_lines(F32(s).group() / LANES);
         if scratch.sums.len() < room {
             scratch.sums = zeroed(room);
         }

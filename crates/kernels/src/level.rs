@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::precision::Precision;
+
 /// A set of instructions that the kernels are written for, from the plainest to the most capable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -64,6 +66,22 @@ impl Level {
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Amx => "amx",
+        }
+    }
+}
+
+impl Level {
+    /// Names what this level computes, as far as it can change bytes: levels of one name give the same ones. The number
+    /// grows whenever a kernel comes to give others.
+    ///
+    /// Levels that multiply and add in one step share their f32 results, however many numbers they take at a time. Only tiles
+    /// gain enough from bf16 to be worth other bytes.
+    pub const fn bytes(self, precision: Precision) -> &'static str {
+        match (self, precision) {
+            (Self::Amx, Precision::Fast) => "amx-1",
+            (Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx, _) => "fma-1",
+            (Self::Portable, _) if cfg!(target_arch = "x86_64") => "portable-1",
+            (Self::Portable, _) => "portable-fma-1", // other processors multiply and add in one step, see `simd::portable`
         }
     }
 }

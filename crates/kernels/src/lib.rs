@@ -9,6 +9,7 @@ pub(crate) mod amx {
 pub mod chain;
 pub mod level;
 pub mod picture;
+pub mod precision;
 pub mod threads;
 mod line;
 mod product;

@@ -30,6 +30,11 @@ impl Picture {
         Self { h, w, channels, lines: zeroed(h * channels.div_ceil(BLOCK) * row_lines(w)) }
     }
 
+    /// Bytes that a map takes.
+    pub fn bytes(channels: usize, h: usize, w: usize) -> usize {
+        h * channels.div_ceil(BLOCK) * row_lines(w) * size_of::<Line>()
+    }
+
     /// Height in pixels.
     pub fn h(&self) -> usize {
         self.h

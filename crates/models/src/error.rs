@@ -4,6 +4,8 @@ use candle_core::DType;
 use weights::checkpoint::CheckpointError;
 use weights::detect::DetectError;
 
+use crate::processor::LevelError;
+
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,6 +22,9 @@ pub enum ModelError {
         /// The tensor.
         tensor: String,
     },
+    /// The processor lacks the instructions that were asked for.
+    #[error(transparent)]
+    Level(#[from] LevelError),
     /// The device does not compute with these numbers.
     #[error("a {device} device cannot compute with {} numbers", .dtype.as_str())]
     Dtype {

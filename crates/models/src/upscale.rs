@@ -4,16 +4,20 @@ mod compact;
 mod parts;
 mod rrdbnet;
 
+use std::sync::Mutex;
+
 use candle_core::{DType, Device, Tensor};
+use kernels::threads::Share;
 use weights::checkpoint::Checkpoint;
 use weights::detect::{self, Layout, ModelFacts};
 
 use crate::error::{ModelError, Result};
 use crate::pad::pad_tensor;
 use crate::watch::{Progress, Watch};
-use compact::Compact;
-use parts::Parts;
-use rrdbnet::RrdbNet;
+use compact::{ChainedCompact, Compact};
+pub use parts::Cpu;
+use parts::{Links, Parts};
+use rrdbnet::{ChainedRrdbNet, RrdbNet};
 
 /// A network that makes tiles larger, ready on a device.
 #[derive(Debug)]
@@ -28,12 +32,26 @@ pub struct Upscaler {
 enum Network {
     Esrgan(RrdbNet),
     Compact(Compact),
+    ChainedEsrgan(ChainedRrdbNet),
+    ChainedCompact(ChainedCompact),
 }
 
 impl Upscaler {
-    /// Loads the network that `checkpoint` holds onto `device`, to compute with `dtype` numbers.
+    /// Loads the network that `checkpoint` holds, to compute with the kernels of a CPU.
+    pub fn load_on_cpu(checkpoint: &Checkpoint, cpu: Cpu) -> Result<Self> {
+        let detect::Network { layout, facts } = detect::detect(checkpoint)?;
+        let links = Links { checkpoint, cpu };
+        let network = match layout {
+            Layout::Esrgan(layout) => Network::ChainedEsrgan(ChainedRrdbNet::load(&layout, &links)?),
+            Layout::Compact(layout) => Network::ChainedCompact(ChainedCompact::load(&layout, &links)?),
+        };
+        Ok(Self { network, facts, device: Device::Cpu, dtype: DType::F32 })
+    }
+
+    /// Loads the network that `checkpoint` holds onto `device`, to compute with candle and `dtype` numbers.
     ///
-    /// A CPU computes with f32 only; other devices with f32, f16 and bf16.
+    /// A CPU computes with f32 only; other devices with f32, f16 and bf16. On a CPU this is the plain path, slow and only there
+    /// to compare with: see [`Self::load_on_cpu`].
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
         let kind = match device {
             Device::Cpu => "cpu",
@@ -77,6 +95,30 @@ impl Upscaler {
         Ok(self.forward_raw(tile, watch)?.clamp(0f32, 1f32)?)
     }
 
+    /// Enlarges pixels `[h][w][c]`, 0 to 1, to `[h*scale][w*scale][c']`, within 0 to 1.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    ///
+    /// # Panics
+    /// If the pixels are not `h * w * c` numbers.
+    pub fn run_pixels(&self, pixels: &[f32], h: usize, w: usize, watch: &dyn Watch) -> Result<Vec<f32>> {
+        let channels = self.facts.input_channels as usize;
+        assert_eq!(pixels.len(), h * w * channels, "as many numbers as the size says");
+        if self.is_chained() && self.facts.size_requirements.padding(w, h) == (0, 0) && h * w > 0 {
+            let mut pixels = self.forward_pixels(pixels, h, w, watch)?;
+            pixels.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
+            return Ok(pixels);
+        }
+        let tile = Tensor::from_slice(pixels, (1, h, w, channels), &self.device)?;
+        let picture = self.run(&tile.permute((0, 3, 1, 2))?.contiguous()?, watch)?; // [1, c', h*scale, w*scale]
+        Ok(picture.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?)
+    }
+
+    fn is_chained(&self) -> bool {
+        matches!(self.network, Network::ChainedEsrgan(_) | Network::ChainedCompact(_))
+    }
+
     /// Enlarges `tile` as [`Self::run`] does, but leaves values outside of 0 to 1 as they are.
     pub fn forward_raw(&self, tile: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
         let channels = self.facts.input_channels;
@@ -90,10 +132,33 @@ impl Upscaler {
         let y = match &self.network {
             Network::Esrgan(net) => net.forward(&x, &mut Progress::begin(watch, net.work())?)?,
             Network::Compact(net) => net.forward(&x, &mut Progress::begin(watch, net.work())?)?,
+            Network::ChainedEsrgan(_) | Network::ChainedCompact(_) => {
+                let (h, w) = (h + bottom, w + right);
+                let pixels = x.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?; // [h][w][c]
+                let scale = self.facts.scale as usize;
+                let pixels = self.forward_pixels(&pixels, h, w, watch)?;
+                let y = Tensor::from_vec(pixels, (1, h * scale, w * scale, ()), &self.device)?;
+                y.permute((0, 3, 1, 2))? // [1, c', h*scale, w*scale]
+            }
         };
         let scale = self.facts.scale as usize;
         let y = y.narrow(2, 0, h * scale)?.narrow(3, 0, w * scale)?;
         Ok(y.to_dtype(DType::F32)?.contiguous()?)
+    }
+
+    /// Enlarges pixels `[h][w][c]`, whose sides the network takes as they are, to `[h*scale][w*scale][c']`, with the kernels
+    /// of a CPU.
+    fn forward_pixels(&self, pixels: &[f32], h: usize, w: usize, watch: &dyn Watch) -> Result<Vec<f32>> {
+        let _share = Share::take();
+        match &self.network {
+            Network::ChainedEsrgan(net) => {
+                net.forward(pixels, h, w, &Mutex::new(Progress::begin(watch, net.work() * net.trunk_pixels(h, w))?))
+            }
+            Network::ChainedCompact(net) => {
+                net.forward(pixels, h, w, &Mutex::new(Progress::begin(watch, net.work() * (h * w) as f64)?))
+            }
+            Network::Esrgan(_) | Network::Compact(_) => unreachable!("networks of candle take tensors"),
+        }
     }
 
     /// Estimates the memory in bytes that the weights and the work on a tile of `h` x `w` pixels take at their peak.
@@ -105,8 +170,17 @@ impl Upscaler {
         let values = match &self.network {
             Network::Esrgan(net) => net.values_per_pixel(),
             Network::Compact(net) => net.values_per_pixel(),
+            Network::ChainedEsrgan(net) => return self.chained_estimate(net.memory(h + bottom, w + right), pixels),
+            Network::ChainedCompact(net) => return self.chained_estimate(net.memory(h + bottom, w + right), pixels),
         };
         let exact = (self.facts.parameters + pixels * values as u64) * self.dtype.size_in_bytes() as u64;
         exact + exact / 4 // what kernels and allocators need beside it
+    }
+
+    /// The bytes of a chained network and its work, and of the pixels that go in and come out.
+    fn chained_estimate(&self, bytes: usize, pixels: u64) -> u64 {
+        let scale = u64::from(self.facts.scale);
+        let values = u64::from(self.facts.input_channels) + 2 * scale * scale * u64::from(self.facts.output_channels);
+        bytes as u64 + pixels * values * size_of::<f32>() as u64
     }
 }

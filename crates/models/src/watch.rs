@@ -2,15 +2,15 @@
 
 use crate::error::{ModelError, Result};
 
-/// Someone who follows a computation. A closure `Fn(f64) -> bool` will do.
-pub trait Watch {
+/// Someone who follows a computation, whichever threads it runs on. A closure `Fn(f64) -> bool` will do.
+pub trait Watch: Sync {
     /// Hears that the fraction `done` of the work, from 0 to 1, is behind us, and says whether to go on.
     ///
     /// It is called between the parts of a network, many times for a tile, so it should return at once.
     fn goes_on(&self, done: f64) -> bool;
 }
 
-impl<F: Fn(f64) -> bool> Watch for F {
+impl<F: Fn(f64) -> bool + Sync> Watch for F {
     fn goes_on(&self, done: f64) -> bool {
         self(done)
     }

@@ -86,7 +86,7 @@ pub struct Coordinator {
     pub worker_silence: Duration,
     /// How long a task may make no progress before it is published again.
     pub stuck_task: Duration,
-    /// The compute class of jobs that name none; `None`: the one with the most workers.
+    /// The compute class of jobs that name none; `None`: the best that workers have.
     pub default_class: Option<String>,
     /// Where large temporary files lie.
     pub scratch: PathBuf,
@@ -112,6 +112,8 @@ pub struct Worker {
     pub id: String,
     /// The device that renders.
     pub device: Device,
+    /// The instructions that a CPU computes with, by the name of their level; `None`: the most capable that it has.
+    pub cpu: Option<String>,
     /// Tasks that are rendered at once, from 1.
     pub slots: usize,
     /// Where models are kept on disk.
@@ -165,6 +167,17 @@ impl FromStr for Device {
             ("cuda", Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
             ("metal", Ok(ordinal)) => Ok(Self::Metal(ordinal)),
             _ => Err("`cpu`, `cuda:0` or `metal:0` is wanted".to_owned()),
+        }
+    }
+}
+
+impl Device {
+    /// Tasks that are rendered at once when nobody says: one per core of a CPU, where each takes a core, and otherwise
+    /// one, which takes the whole device.
+    fn default_slots(self) -> usize {
+        match self {
+            Self::Cpu => std::thread::available_parallelism().map_or(1, usize::from),
+            Self::Cuda(_) | Self::Metal(_) => 1,
         }
     }
 }
@@ -277,6 +290,7 @@ impl Raw {
         let scratch = self.read("scratch", folder)?;
         let delivery_limit = self.read("delivery_limit", at_least_one)?;
         let worker_id = self.read("worker_id", worker_id)?;
+        let device: Device = self.read("device", str::parse)?;
         let config = Config {
             store: self.read("store", |text| match text {
                 "" => folder_url(&cache.join("store")),
@@ -319,8 +333,12 @@ impl Raw {
             worker: Worker {
                 farm,
                 id: worker_id,
-                device: self.read("device", str::parse)?,
-                slots: self.read("slots", at_least_one)?,
+                device,
+                cpu: self.read("cpu", optional(|text| Ok(text.to_owned())))?,
+                slots: self.read("slots", |text| match text {
+                    "" => Ok(device.default_slots()),
+                    text => at_least_one(text),
+                })?,
                 model_cache: self.read("model_cache", |text| match text {
                     "" => Ok(cache.join("models")),
                     text => folder(text),

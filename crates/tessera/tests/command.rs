@@ -68,11 +68,29 @@ fn a_picture_is_upscaled_with_nothing_else_installed_and_the_second_time_nothing
     let lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (last, events) = lines.split_last().unwrap();
     assert_eq!(last["output"], "again.png");
+    assert_eq!(last["precision"], "PRECISION_FAST");
+    let class = last["compute_class"].as_str().unwrap();
+    assert!(class.starts_with("cpu."), "{class}");
     let progress = &events.last().unwrap()["event"]["progress"];
     assert!(progress["tasks_total"].as_u64().unwrap() > 1, "{progress}");
     assert_eq!(progress["tasks_found"], progress["tasks_total"], "{progress}");
     let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     assert_eq!(bytes("photo@2x.png"), bytes("again.png"));
+}
+
+#[test]
+fn the_instructions_of_the_cpu_can_be_chosen_and_the_doctor_tells_what_they_give() {
+    let folder = folder();
+    let found = |line: &str| {
+        let findings: Value = serde_json::from_slice(&tessera(folder.path(), line).stdout).unwrap();
+        let device = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "device").unwrap().clone();
+        (device["ok"].as_bool().unwrap(), device.to_string())
+    };
+    let (ok, words) = found("doctor --json --cpu portable --slots 3");
+    assert!(ok && words.contains("exact and fast as cpu.portable-1.f32, 3 tiles at once"), "{words}");
+    let (ok, words) = found("doctor --json --cpu sse9");
+    assert!(!ok && words.contains("TESSERA_CPU"), "{words}");
+    check(&tessera(folder.path(), "upscale photo.png -o slow.png --cpu portable --precision exact"), 0, "slow.png\n");
 }
 
 #[test]
@@ -97,6 +115,7 @@ fn what_could_not_be_asked_is_said_with_cause_and_way_out() {
     says("upscale photo.png --scale 7", &["no built-in model enlarges 7 times", "hint: pass a weights file"]);
     says("upscale photo.png --model nobody", &["there is no model `nobody`"]);
     says("upscale photo.png --tile 64 --overlap 64", &["upscale.tile.overlap: "]);
+    says("upscale photo.png --cpu sse9", &["`cpu` is `sse9`", "cause: `sse9` is not a level", "hint: leave `cpu`"]);
     says("upscale photo.png --device tpu", &["`device` is `tpu` (flag --device)"]);
     says("upscale photo.png --server http://127.0.0.1:1", &["cannot reach the farm", "hint: is the farm up?"]);
     says("jobs list", &["no server is named", "hint: pass --server"]);

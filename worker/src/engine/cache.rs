@@ -1,45 +1,43 @@
-//! Loaded models by digest, the least recently used dropped when there are too many bytes of them.
+//! Loaded models by key, the least recently used dropped when there are too many bytes of them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use domain::digest::Digest;
-
-/// Values by digest. What is in use stays alive with its users, even when it is dropped from here.
+/// Values by key. What is in use stays alive with its users, even when it is dropped from here.
 #[derive(Debug)]
-pub struct Cache<T> {
+pub struct Cache<K, T> {
     limit_bytes: u64,
     /// The one used last comes last.
-    entries: Mutex<Vec<Entry<T>>>,
+    entries: Mutex<Vec<Entry<K, T>>>,
     /// Held while a value is made, so that no two threads make the same one.
     making: Mutex<()>,
 }
 
 #[derive(Debug)]
-struct Entry<T> {
-    digest: Digest,
+struct Entry<K, T> {
+    key: K,
     size_bytes: u64,
     value: Arc<T>,
 }
 
-impl<T> Cache<T> {
+impl<K: Copy + PartialEq, T> Cache<K, T> {
     /// A cache that keeps at most `limit_bytes`, but always the value used last.
     pub fn new(limit_bytes: u64) -> Self {
         Self { limit_bytes, entries: Mutex::default(), making: Mutex::default() }
     }
 
-    /// The value of `digest`; `make` makes it if it is not here, and says how many bytes it takes.
-    pub fn get_or_make<E>(&self, digest: Digest, make: impl FnOnce() -> Result<(T, u64), E>) -> Result<Arc<T>, E> {
-        if let Some(value) = self.get(digest) {
+    /// The value of `key`; `make` makes it if it is not here, and says how many bytes it takes.
+    pub fn get_or_make<E>(&self, key: K, make: impl FnOnce() -> Result<(T, u64), E>) -> Result<Arc<T>, E> {
+        if let Some(value) = self.get(key) {
             return Ok(value);
         }
         let _making = lock(&self.making);
-        if let Some(value) = self.get(digest) {
+        if let Some(value) = self.get(key) {
             return Ok(value); // it was made while this thread waited
         }
         let (value, size_bytes) = make()?;
         let value = Arc::new(value);
         let mut entries = lock(&self.entries);
-        entries.push(Entry { digest, size_bytes, value: value.clone() });
+        entries.push(Entry { key, size_bytes, value: value.clone() });
         let mut total: u64 = entries.iter().map(|entry| entry.size_bytes).sum();
         while total > self.limit_bytes && entries.len() > 1 {
             total -= entries.remove(0).size_bytes;
@@ -48,13 +46,13 @@ impl<T> Cache<T> {
     }
 
     /// What is here, the value used last first. Never waits for one that is being made.
-    pub fn digests(&self) -> Vec<Digest> {
-        lock(&self.entries).iter().rev().map(|entry| entry.digest).collect()
+    pub fn keys(&self) -> Vec<K> {
+        lock(&self.entries).iter().rev().map(|entry| entry.key).collect()
     }
 
-    fn get(&self, digest: Digest) -> Option<Arc<T>> {
+    fn get(&self, key: K) -> Option<Arc<T>> {
         let mut entries = lock(&self.entries);
-        let place = entries.iter().position(|entry| entry.digest == digest)?;
+        let place = entries.iter().position(|entry| entry.key == key)?;
         let entry = entries.remove(place);
         let value = entry.value.clone();
         entries.push(entry);
@@ -75,17 +73,16 @@ mod tests {
     /// Asks for each letter in turn from a cache of 10 bytes; shows what had to be made and what is left.
     fn check(asked: &str, size_bytes: u64, made: &str, left: &str) {
         let cache = Cache::new(10);
-        let digest = |letter: char| Digest::of(&[letter as u8]);
         let mut makings = String::new();
         for letter in asked.chars() {
             let make = || {
                 makings.push(letter);
                 Ok::<_, Infallible>((letter, size_bytes))
             };
-            assert_eq!(*cache.get_or_make(digest(letter), make).unwrap(), letter);
+            assert_eq!(*cache.get_or_make(letter, make).unwrap(), letter);
         }
         assert_eq!(makings, made, "{asked}");
-        assert_eq!(cache.digests(), left.chars().map(digest).collect::<Vec<_>>(), "{asked}");
+        assert_eq!(cache.keys(), left.chars().collect::<Vec<_>>(), "{asked}");
     }
 
     #[test]
@@ -99,8 +96,8 @@ mod tests {
 
     #[test]
     fn what_could_not_be_made_is_not_kept() {
-        let cache = Cache::<()>::new(10);
-        assert_eq!(cache.get_or_make(Digest::of(b"a"), || Err("no")), Err("no"));
-        assert!(cache.digests().is_empty());
+        let cache = Cache::<_, ()>::new(10);
+        assert_eq!(cache.get_or_make('a', || Err("no")), Err("no"));
+        assert!(cache.keys().is_empty());
     }
 }

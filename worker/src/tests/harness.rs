@@ -46,7 +46,8 @@ use crate::{
 
 /// Attempts per task.
 pub const DELIVERY_LIMIT: u32 = 3;
-const CLASS: &str = "cpu.scripted.f32";
+/// The classes of scripted engines, the exact one first.
+const CLASSES: [&str; 2] = ["cpu.scripted.f32", "cpu.scripted.bf16"];
 const WIDTH: u32 = 300;
 const HEIGHT: u32 = 200;
 
@@ -60,11 +61,11 @@ pub fn black(work: &Work) -> Vec<f32> {
     vec![0.0; work.output_values()]
 }
 
-type Script = dyn Fn(&Work, &Watch) -> std::result::Result<Vec<f32>, RenderError> + Send + Sync;
+type Script = dyn Fn(&ComputeClass, &Work, &Watch) -> std::result::Result<Vec<f32>, RenderError> + Send + Sync;
 
 /// An engine that does as the test says.
 pub struct ScriptedEngine {
-    class: ComputeClass,
+    classes: Vec<ComputeClass>,
     script: Box<Script>,
     calls: AtomicUsize,
 }
@@ -73,8 +74,15 @@ impl ScriptedEngine {
     pub fn new(
         script: impl Fn(&Work, &Watch) -> std::result::Result<Vec<f32>, RenderError> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let class = CLASS.parse().unwrap();
-        Arc::new(Self { class, script: Box::new(script), calls: AtomicUsize::new(0) })
+        Self::by_class(move |_, work, watch| script(work, watch))
+    }
+
+    /// One that is told the class of each task, too.
+    pub fn by_class(
+        script: impl Fn(&ComputeClass, &Work, &Watch) -> std::result::Result<Vec<f32>, RenderError> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let classes = CLASSES.iter().map(|class| class.parse().unwrap()).collect();
+        Arc::new(Self { classes, script: Box::new(script), calls: AtomicUsize::new(0) })
     }
 
     pub fn calls(&self) -> usize {
@@ -83,17 +91,17 @@ impl ScriptedEngine {
 }
 
 impl Engine for ScriptedEngine {
-    fn class(&self) -> &ComputeClass {
-        &self.class
+    fn classes(&self) -> &[ComputeClass] {
+        &self.classes
     }
 
     fn device(&self) -> DeviceFacts {
         DeviceFacts { name: "scripted".to_owned(), ..DeviceFacts::default() }
     }
 
-    fn render(&self, work: &Work, watch: &Watch) -> std::result::Result<Vec<f32>, RenderError> {
+    fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> std::result::Result<Vec<f32>, RenderError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        (self.script)(work, watch)
+        (self.script)(class, work, watch)
     }
 }
 
@@ -128,6 +136,12 @@ pub fn order_at(region: Region, place: Place) -> Order {
 
 /// Weights that no engine looks into.
 const WEIGHTS: &[u8] = b"weights";
+
+/// Makes an order one that need not be exact.
+pub fn set_fast(order: &mut Order) {
+    let Context::Upscale { precision, .. } = &mut order.context else { unreachable!() };
+    *precision = Precision::Fast;
+}
 
 pub fn set_model(order: &mut Order, model: Digest) {
     let Context::Upscale { upscale_model, .. } = &mut order.context else { unreachable!() };
@@ -185,6 +199,7 @@ impl Farm {
             farm: "test".to_owned(),
             id: "worker-1".to_owned(),
             device: config::Device::Cpu,
+            cpu: None,
             slots: 1,
             model_cache: models.path().to_owned(),
             model_cache_bytes: 1 << 20,
@@ -209,7 +224,7 @@ impl Farm {
 
     /// What serves deliveries, without a worker around it.
     pub async fn bench(&self, engine: Arc<ScriptedEngine>) -> Bench {
-        for queue in topology(&self.names, engine.class(), DELIVERY_LIMIT) {
+        for queue in topology(&self.names, engine.classes(), DELIVERY_LIMIT) {
             self.broker.declare(&queue).await.unwrap();
         }
         let models = DiskCache::open(self.models.path(), 1 << 20).unwrap();
@@ -230,9 +245,14 @@ impl Farm {
         }
     }
 
-    /// Where scripted engines are.
+    /// Where scripted engines are, and exact.
     pub fn place(&self) -> Place {
-        Place::Class(CLASS.parse().unwrap())
+        Place::Class(CLASSES[0].parse().unwrap())
+    }
+
+    /// Where scripted engines are, and fast.
+    pub fn fast_place(&self) -> Place {
+        Place::Class(CLASSES[1].parse().unwrap())
     }
 
     /// An order for a scripted engine, for the 8x8 tile at column `x`.

@@ -17,6 +17,11 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Bytes that they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
     /// The weights at a point.
     #[inline(always)]
     pub(super) fn at(&self, point: usize) -> &[Line] {

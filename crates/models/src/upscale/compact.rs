@@ -1,5 +1,7 @@
 //! Compact: SRVGGNetCompact of Real-ESRGAN (`basicsr/archs/srvgg_arch.py`).
 
+mod chained;
+
 use candle_core::{Module, Tensor};
 use candle_nn::ops::pixel_shuffle;
 use candle_nn::{Conv2d, PReLU};
@@ -8,6 +10,7 @@ use weights::detect;
 use super::parts::{Parts, work};
 use crate::error::Result;
 use crate::watch::Progress;
+pub(super) use chained::ChainedCompact;
 
 /// A row of convolutions that computes what the picture lacks over its enlargement by repeated pixels.
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! RRDBNet: the generator of ESRGAN (Wang et al. 2018), its ESRGAN+ variant (Rakotonirina and Rasoanaivo 2020) and the
 //! networks of Real-ESRGAN (`basicsr/archs/rrdbnet_arch.py`).
 
+mod chained;
+
 use candle_core::{Module, Result as Candle, Tensor};
 use candle_nn::Conv2d;
 use candle_nn::ops::{leaky_relu, pixel_unshuffle};
@@ -9,6 +11,7 @@ use weights::detect::{self, Naming};
 use super::parts::{Parts, work};
 use crate::error::Result;
 use crate::watch::Progress;
+pub(super) use chained::ChainedRrdbNet;
 
 /// By what the output of a block is multiplied before it is added to its input.
 const RESIDUAL_SCALE: f64 = 0.2;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use models::upscale::Upscaler;
 use models::watch::Unwatched;
 use serde_json::Value;
@@ -38,7 +38,7 @@ fn networks_give_the_numbers_of_the_reference() {
             .map(|(name, shape, _)| (name, shape))
             .collect();
         let checkpoint = Checkpoint::from_bytes(synthetic::network(&tensors)).unwrap();
-        let upscaler = Upscaler::load(&checkpoint, &Device::Cpu, DType::F32).unwrap();
+        let upscaler = Upscaler::load_on_cpu(&checkpoint, crate::cpu()).unwrap();
         assert_eq!(serde_json::to_value(upscaler.facts()).unwrap(), case["expect"], "{name}");
 
         let file = std::fs::read(folder().join(case["file"].as_str().unwrap())).unwrap();

@@ -1,11 +1,13 @@
 //! What the crate promises: the numbers of the reference, the same bytes on any number of threads, and a clear refusal.
 
-use candle_core::{DType, Device, Tensor};
-use models::upscale::Upscaler;
+use candle_core::{Device, Tensor};
+use models::processor::{CpuLevel, Precision};
+use models::upscale::{Cpu, Upscaler};
 use weights::checkpoint::Checkpoint;
 use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
+mod chained;
 mod goldens;
 mod refusals;
 mod threads;
@@ -25,7 +27,12 @@ const ESRGAN: Layout = Layout::Esrgan(RrdbNet {
 
 fn load(layout: Layout) -> Upscaler {
     let checkpoint = Checkpoint::from_bytes(synthetic::network(&layout.tensors())).unwrap();
-    Upscaler::load(&checkpoint, &Device::Cpu, DType::F32).unwrap()
+    Upscaler::load_on_cpu(&checkpoint, cpu()).unwrap()
+}
+
+/// The most capable kernels of this machine.
+fn cpu() -> Cpu {
+    Cpu { level: CpuLevel::detect(), precision: Precision::Exact }
 }
 
 /// A tile of values from 0 to 1.

@@ -1,4 +1,5 @@
-use std::cell::RefCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use models::error::ModelError;
@@ -7,18 +8,18 @@ use models::watch::Unwatched;
 use weights::checkpoint::Checkpoint;
 use weights::synthetic::{self, Fill};
 
-use crate::{COMPACT, ESRGAN, load, tile};
+use crate::{COMPACT, ESRGAN, cpu, load, tile};
 
 #[test]
 fn progress_runs_from_nothing_to_all() {
     for layout in [COMPACT, ESRGAN] {
-        let heard = RefCell::new(Vec::new());
+        let heard = Mutex::new(Vec::new());
         let watch = |done| {
-            heard.borrow_mut().push(done);
+            heard.lock().unwrap().push(done);
             true
         };
         load(layout).run(&tile(6, 5), &watch).unwrap();
-        let heard = heard.into_inner();
+        let heard = heard.into_inner().unwrap();
         assert!(heard.is_sorted() && heard.len() > 3, "{heard:?}");
         assert_eq!(heard[0], 0.0);
         assert!((heard[heard.len() - 1] - 1.0).abs() < 1e-9, "{heard:?}");
@@ -30,9 +31,9 @@ fn a_run_ends_as_soon_as_its_watch_says_so() {
     for layout in [COMPACT, ESRGAN] {
         let upscaler = load(layout);
         for limit in [0.0, 0.5] {
-            let asked_in_vain = RefCell::new(0);
+            let asked_in_vain = AtomicUsize::new(0);
             let watch = |done| {
-                *asked_in_vain.borrow_mut() += usize::from(done >= limit);
+                asked_in_vain.fetch_add(usize::from(done >= limit), Ordering::Relaxed);
                 done < limit
             };
             let outcome = upscaler.run(&tile(6, 5), &watch);
@@ -60,7 +61,7 @@ fn a_weight_that_is_no_number_is_refused_by_name() {
         };
         let entries: Vec<_> = COMPACT.tensors().into_iter().map(fill).collect();
         let checkpoint = Checkpoint::from_bytes(synthetic::safetensors(&entries)).unwrap();
-        let error = Upscaler::load(&checkpoint, &Device::Cpu, DType::F32).unwrap_err();
+        let error = Upscaler::load_on_cpu(&checkpoint, cpu()).unwrap_err();
         assert_eq!(error.to_string(), "tensor `body.2.bias` holds a value that is infinite or no number");
     }
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use candle_core::{DType, Device};
-use models::kernels;
+use models::fingerprint;
 use models::watch::Unwatched;
 use weights::digest::sha256;
 
@@ -20,11 +20,11 @@ fn the_same_work_gives_the_same_bytes() {
             let values = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             sha256(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
         });
-        format!("{} {}", upscaled.join(" "), kernels::level(&Device::Cpu, DType::F32).unwrap())
+        format!("{} {}", upscaled.join(" "), fingerprint::level(&Device::Cpu, DType::F32).unwrap())
     };
     let first = digests();
     assert_eq!(first, digests());
-    assert!(first.contains(kernels::KERNEL_LEVEL));
+    assert!(first.contains(fingerprint::KERNEL_LEVEL));
     eprintln!("{MARK} {first}");
 }
 

@@ -183,10 +183,17 @@ pub const KEYS: &[Key] = &[
         "default_class",
         COORDINATOR,
         "class",
-        Unset("the one with the most workers"),
+        Unset("accelerators before CPUs, then the fastest for the job, then the one with the most workers"),
         "The compute class of jobs that name none",
     ),
     key("device", WORKER | EMBEDDED, "cpu|cuda:N|metal:N", Is("cpu"), "The device that renders"),
+    key(
+        "cpu",
+        WORKER | EMBEDDED,
+        "portable|avx2|avx512|avx512-bf16|amx",
+        Unset("the most capable that the processor has"),
+        "The instructions that a CPU computes with; `tessera doctor` shows which there are",
+    ),
     key(
         "worker_id",
         WORKER,
@@ -194,7 +201,13 @@ pub const KEYS: &[Key] = &[
         Computed("host name and process id", default_worker_id),
         "The worker's name, unique on the farm",
     ),
-    key("slots", WORKER, "count", Is("1"), "Tasks that are rendered at once"),
+    key(
+        "slots",
+        WORKER | EMBEDDED,
+        "count",
+        Unset("one per core on a CPU, else 1"),
+        "Tasks that are rendered at once, memory permitting",
+    ),
     key(
         "model_cache",
         WORKER,

@@ -26,7 +26,10 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(slots(&["--slots", "4"], &variables, "slots = 2"), 4);
     assert_eq!(slots(&[], &variables, "slots = 2"), 3);
     assert_eq!(slots(&[], &[("TESSERA_SLOTS", "")], "slots = 2"), 2);
-    assert_eq!(slots(&[], &[], ""), 1);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(slots(&[], &[], ""), cores);
+    assert_eq!(slots(&["--device", "cuda:1"], &[], ""), 1);
+    assert_eq!(slots(&["--device", "cuda:1"], &[], "slots = 2"), 2);
 }
 
 #[test]
@@ -94,8 +97,9 @@ fn each_wrong_value_is_named_with_its_key_and_where_it_came_from() {
         let beginning = format!("`{name}` is `{text}` (variable {variable}), and ");
         assert!(error.starts_with(&beginning), "{error}");
     }
-    // Any text names a class or a folder; everything else can be wrong, and is tried above.
-    let free = ["default_class", "scratch", "cache", "model_cache"];
+    // Any text names a class or a folder, and what a processor has is asked when it is opened; everything else can be
+    // wrong, and is tried above.
+    let free = ["default_class", "cpu", "scratch", "cache", "model_cache"];
     assert_eq!(wrong.len() + free.len(), KEYS.len());
 
     let error = load(&["--slots", "no"], &[], "").unwrap_err().to_string();

@@ -9,13 +9,13 @@ use anyhow::{Context as _, anyhow};
 use proto::v1;
 use serde_json::json;
 use service::{
-    config::{Config, Device, units::show_bytes},
+    config::{self, Config, units::show_bytes},
     hide_password,
     report::{self, Hinted as _, with_hint},
 };
 use tokio::task::spawn_blocking;
 use weights::{builtin::BUILTIN, checkpoint::Checkpoint, detect::detect};
-use worker::engine::{Engine as _, upscale::UpscaleEngine};
+use worker::engine::upscale::UpscaleEngine;
 
 use crate::{
     cache,
@@ -52,7 +52,7 @@ pub async fn run(json: bool, config: Config) -> Outcome {
     note("store", Box::pin(check_store(config.clone()))).await;
     note("broker", Box::pin(check_broker(config.clone()))).await;
     note("models", Box::pin(check_models())).await;
-    note("device", Box::pin(check_device(config.worker.device))).await;
+    note("device", Box::pin(check_device(config.worker.clone()))).await;
     note("server", Box::pin(check_server(config.clone()))).await;
     if json {
         output::json(&findings.iter().map(to_json).collect());
@@ -175,16 +175,20 @@ async fn check_models() -> anyhow::Result<String> {
     Ok(format!("built in: {}", names.join(", ")))
 }
 
-async fn check_device(device: Device) -> anyhow::Result<String> {
-    let opened = spawn_blocking(move || UpscaleEngine::open(device, 0)).await?;
+async fn check_device(worker: config::Worker) -> anyhow::Result<String> {
+    let (device, cpu) = (worker.device, worker.cpu);
+    let opened = spawn_blocking(move || UpscaleEngine::open(device, cpu.as_deref(), 0)).await?;
     let engine = opened.map_err(|error| {
         let error = error.context(format!("the device `{device}` cannot be used"));
+        if report::hint_of(&error).is_some() {
+            return error;
+        }
         with_hint(
             error,
             "TESSERA_DEVICE=cpu always works; `cuda` and `metal` need a build with that feature and a driver",
         )
     })?;
-    Ok(format!("{device} renders as class {}", engine.class()))
+    Ok(format!("{}, {} tiles at once", engine.describe(), worker.slots))
 }
 
 async fn check_server(config: Config) -> anyhow::Result<String> {

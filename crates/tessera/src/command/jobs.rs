@@ -4,7 +4,10 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use domain::picture::Format;
-use proto::v1::{self, JobState};
+use proto::{
+    convert::precision_from_wire,
+    v1::{self, JobState},
+};
 use serde_json::json;
 use service::config::Config;
 
@@ -228,6 +231,9 @@ fn show(job: &v1::Job, json: bool) {
         );
         lines.push(("model", format!("{} ({}x)", upscale.upscale_model, upscale.scale)));
         lines.push(("tile", format!("{} pixels, overlap {}", upscale.tile_side, upscale.tile_overlap)));
+        if let Ok(Some(precision)) = precision_from_wire("precision", upscale.precision) {
+            lines.push(("precision", precision.name().to_owned()));
+        }
         lines.push(("class", upscale.compute_class.clone()));
     }
     for made in &job.outputs {

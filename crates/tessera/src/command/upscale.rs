@@ -1,6 +1,6 @@
 //! `tessera upscale`: pictures in, larger pictures out.
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use futures::{StreamExt as _, stream};
 use proto::v1::{self, JobState};
 use serde_json::json;
@@ -151,8 +151,16 @@ impl Picture<'_> {
         let made = job.outputs.first().context("the job succeeded without a result")?;
         let artifact = made.artifact.as_ref().context("the result has no artifact")?;
         transfer::download(self.farm, artifact, &self.errand.output).await?;
-        let value =
-            json!({ "name": name, "job": job.id, "output": output, "result": wire_json::show("JobOutput", made) });
+        let Some(v1::job::Kind::Upscale(upscale)) = &job.kind else { bail!("the job is no upscaling") };
+        let upscale = wire_json::show("ResolvedUpscale", upscale);
+        let value = json!({
+            "name": name,
+            "job": job.id,
+            "output": output,
+            "precision": upscale["precision"],
+            "compute_class": upscale["compute_class"],
+            "result": wire_json::show("JobOutput", made),
+        });
         self.progress.give(&output, &value);
         Ok(Fate::Done)
     }

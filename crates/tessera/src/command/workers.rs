@@ -22,7 +22,7 @@ pub async fn run(json: bool, config: Config) -> Outcome {
         return Ok(());
     }
     let rows: Vec<_> = workers.iter().map(row).collect();
-    output::table(["WORKER", "CLASS", "DEVICE", "MEMORY", "DONE", "NOW"], &rows);
+    output::table(["WORKER", "CLASSES", "DEVICE", "MEMORY", "DONE", "NOW"], &rows);
     Ok(())
 }
 
@@ -38,5 +38,6 @@ fn row(worker: &v1::Worker) -> [String; 6] {
         _ if worker.draining => "is leaving".to_owned(),
         _ => "waits".to_owned(),
     };
-    [worker.id.clone(), worker.compute_class.clone(), worker.device.clone(), memory, worker.tasks_done.to_string(), now]
+    let classes = worker.compute_classes.join(" ");
+    [worker.id.clone(), classes, worker.device.clone(), memory, worker.tasks_done.to_string(), now]
 }

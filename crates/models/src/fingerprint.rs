@@ -1,7 +1,8 @@
-//! The name of the code that computes, as far as it can change a result.
+//! The name of the code that computes on a graphics device, as far as it can change a result.
 //!
-//! Sums of floating-point numbers depend on their order, and the order on the kernel: which instructions the processor has,
-//! how its caches cut a matrix into blocks, which library a device brings. The number of threads does not matter: each
+//! Sums of floating-point numbers depend on their order, and the order on the kernel: how a device
+//! cuts a matrix into blocks, which library it brings. (On a CPU the order is the program's own, see
+//! [`Processor::modes`](crate::processor::Processor::modes).) The number of threads does not matter: each
 //! number is summed by one thread, from front to back.
 
 use candle_core::{DType, Device, Tensor};
