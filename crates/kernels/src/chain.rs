@@ -29,7 +29,7 @@ use schedule::Schedule;
 use weights::Group;
 
 /// Tiles that a band has at least, if the picture is large enough: they share one pass over the weights.
-const BAND_TILES: usize = 28;
+const BAND_TILES: usize = 14;
 /// Vectors of outputs in a group, at most.
 const MOST_VECTORS: usize = 2;
 /// Tiles whose sums are held at once.
@@ -155,6 +155,8 @@ struct Scratch {
     points_done: Vec<usize>,
     /// Sums at points, `[group][point][tile][vector]`.
     sums: Vec<Line>,
+    /// A row beyond the borders.
+    beyond: Vec<Line>,
 }
 
 impl Chain {
@@ -402,16 +404,45 @@ impl Kernel for Run<'_> {
             for &map in &stage.inputs {
                 self.points(s, map, band);
             }
-            let mut dest = std::mem::take(&mut self.scratch.rows[stage.output]);
-            let mut sums = std::mem::take(&mut self.scratch.sums);
-            self.stage(s, stage, band, &mut sums, &mut dest);
-            self.scratch.rows[stage.output] = dest;
-            self.scratch.sums = sums;
+            self.stage(s, stage, band);
             let doublings = self.chain.maps[stage.inputs[0]].doublings;
             if !(self.goes_on)(stage.work * pixels / self.frame.bands(doublings) as f64) {
                 self.stopped.store(true, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// The rows of all maps that are there.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    chain: &'a Chain,
+    frame: Frame,
+    given: &'a [&'a Picture],
+    schedule: &'a Schedule,
+    kept: &'a [Vec<Line>],
+}
+
+impl<'a> Rows<'a> {
+    /// Row `y` of a block of `map`, or none beyond its borders.
+    #[inline(always)]
+    fn get(&self, map: usize, block: usize, y: isize) -> Option<&'a [Line]> {
+        let facts = &self.chain.maps[map];
+        let (h, w) = self.frame.size(facts.doublings);
+        let y = usize::try_from(y).ok().filter(|y| *y < h)?;
+        let row = row_lines(w);
+        let (lines, y) = match facts.source {
+            Source::Given(index) => (&self.given[index].lines, y),
+            Source::Stage(_) => (&self.kept[map], y % self.schedule.kept_rows(&self.frame, map)),
+        };
+        Some(&lines[(y * facts.blocks() + block) * row..][..row])
+    }
+
+    /// Where the points of block 0 of a band of `map` begin.
+    #[inline(always)]
+    fn points_at(&self, map: usize, band: usize) -> usize {
+        let (facts, plan) = (&self.chain.maps[map], &self.schedule.maps[map]);
+        plan.points_at + band % plan.point_bands * facts.blocks() * POINTS * self.frame.point_pitch(facts.doublings)
     }
 }
 
@@ -423,10 +454,12 @@ impl Run<'_> {
         scratch.points_done.clear();
         scratch.points_done.resize(chain.maps.len(), 0);
         scratch.rows.resize_with(chain.maps.len().max(scratch.rows.len()), Vec::new);
-        for ((map, plan), rows) in chain.maps.iter().zip(&schedule.maps).zip(&mut scratch.rows) {
+        let mut longest = 0;
+        for (index, (map, rows)) in chain.maps.iter().zip(&mut scratch.rows).enumerate() {
             let (_, w) = frame.size(map.doublings);
             let row = row_lines(w);
-            let room = plan.row_bands * frame.band_tile_rows * TILE * map.blocks() * row;
+            longest = longest.max(row);
+            let room = schedule.kept_rows(frame, index) * map.blocks() * row;
             if room == 0 || rows.len() < room {
                 *rows = zeroed(room);
             }
@@ -435,66 +468,49 @@ impl Run<'_> {
                 row[w + 1..].fill(Line::ZERO);
             }
         }
-        if scratch.points.len() < schedule.points {
-            scratch.points = zeroed(schedule.points);
+        for (lines, room) in [
+            (&mut scratch.beyond, longest),
+            (&mut scratch.points, schedule.points),
+            (&mut scratch.sums, chain.sum_lines(F32(s).group() / LANES)),
+        ] {
+            if lines.len() < room {
+                *lines = zeroed(room);
+            }
         }
-        let room = chain.sum_lines(F32(s).group() / LANES);
-        if scratch.sums.len() < room {
-            scratch.sums = zeroed(room);
-        }
-    }
-
-    /// Row `y` of `map`, or none beyond its borders.
-    #[inline(always)]
-    fn row(&self, map: usize, block: usize, y: isize) -> Option<&[Line]> {
-        let facts = &self.chain.maps[map];
-        let (h, w) = self.frame.size(facts.doublings);
-        let y = usize::try_from(y).ok().filter(|y| *y < h)?;
-        let row = row_lines(w);
-        let (lines, y) = match facts.source {
-            Source::Given(index) => (&self.given[index].lines, y),
-            Source::Stage(_) => (&self.scratch.rows[map], y % (self.schedule.maps[map].row_bands * self.frame.band_tile_rows * TILE)),
-        };
-        Some(&lines[(y * facts.blocks() + block) * row..][..row])
-    }
-
-    /// Where the points of block 0 of a band of `map` begin.
-    #[inline(always)]
-    fn points_at(&self, map: usize, band: usize) -> usize {
-        let (facts, plan) = (&self.chain.maps[map], &self.schedule.maps[map]);
-        plan.points_at + band % plan.point_bands * facts.blocks() * POINTS * self.frame.point_pitch(facts.doublings)
     }
 
     /// Turns a band of `map` into points, if that is not yet done.
     #[inline(always)]
     fn points<S: Simd>(&mut self, s: S, map: usize, band: usize) {
-        let facts = &self.chain.maps[map];
-        let mark = &mut self.scratch.points_done[map];
-        if *mark > band {
+        let Self { chain, frame, given, schedule, scratch, .. } = self;
+        let done = &mut scratch.points_done[map];
+        if *done > band {
             return;
         }
-        *mark = band + 1;
-        let (tiles, pitch) = (self.frame.tiles(facts.doublings), self.frame.point_pitch(facts.doublings));
-        let mut out = std::mem::take(&mut self.scratch.points);
-        let beyond = zeroed(row_lines(self.frame.size(facts.doublings).1));
-        let begin = self.points_at(map, band);
+        *done = band + 1;
+        let rows = Rows { chain, frame: *frame, given, schedule, kept: &scratch.rows };
+        let facts = &chain.maps[map];
+        let (tiles, pitch) = (frame.tiles(facts.doublings), frame.point_pitch(facts.doublings));
+        let begin = rows.points_at(map, band);
         for block in 0..facts.blocks() {
-            for (r, tile_row) in self.frame.tile_rows(facts.doublings, band).enumerate() {
-                let top = (tile_row * TILE) as isize - 1;
-                let rows: [&[Line]; IN] =
-                    std::array::from_fn(|i| self.row(map, block, top + i as isize).unwrap_or(&beyond));
-                winograd::input(s, rows, tiles, &mut out[begin + block * POINTS * pitch + r * tiles..], pitch);
+            for (r, tile_row) in frame.tile_rows(facts.doublings, band).enumerate() {
+                let row = |i: usize| rows.get(map, block, (tile_row * TILE + i) as isize - 1);
+                let inputs: [&[Line]; IN] = std::array::from_fn(|i| row(i).unwrap_or(&scratch.beyond));
+                let out = &mut scratch.points[begin + block * POINTS * pitch + r * tiles..];
+                winograd::input(s, inputs, tiles, out, pitch);
             }
         }
-        self.scratch.points = out;
     }
 
     /// Computes a band of a stage, whose inputs are points, and writes its result.
     #[inline(always)]
-    fn stage<S: Simd>(&mut self, s: S, stage: &Stage, band: usize, sums: &mut [Line], dest: &mut [Line]) {
-        let doublings = self.chain.maps[stage.inputs[0]].doublings;
-        let tile_rows = self.frame.tile_rows(doublings, band);
-        let (tiles, pitch) = (self.frame.tiles(doublings), self.frame.point_pitch(doublings));
+    fn stage<S: Simd>(&mut self, s: S, stage: &Stage, band: usize) {
+        let Self { chain, frame, given, schedule, scratch, target, .. } = self;
+        let mut dest = std::mem::take(&mut scratch.rows[stage.output]);
+        let rows = Rows { chain, frame: *frame, given, schedule, kept: &scratch.rows };
+        let doublings = chain.maps[stage.inputs[0]].doublings;
+        let tile_rows = frame.tile_rows(doublings, band);
+        let (tiles, pitch) = (frame.tiles(doublings), frame.point_pitch(doublings));
         let mut offsets = Vec::new();
         let count = tiles * tile_rows.len();
         let chunks = count.div_ceil(CHUNK_TILES);
@@ -504,94 +520,140 @@ impl Run<'_> {
             for point in 0..POINTS {
                 offsets.clear();
                 for &map in &stage.inputs {
-                    let begin = self.points_at(map, band) + point * pitch + chunk.start;
-                    offsets.extend((0..self.chain.maps[map].blocks()).map(|block| begin + block * POINTS * pitch));
+                    let begin = rows.points_at(map, band) + point * pitch + chunk.start;
+                    offsets.extend((0..chain.maps[map].blocks()).map(|block| begin + block * POINTS * pitch));
                 }
                 let mut at = 0;
                 for group in &stage.groups {
-                    let out = &mut sums[(at * POINTS + point * group.vectors) * sum_pitch..];
-                    F32(s).product(&self.scratch.points, chunk.len(), &offsets, group.at(point), group.vectors, true, out);
+                    let out = &mut scratch.sums[(at * POINTS + point * group.vectors) * sum_pitch..];
+                    let weights = group.at(point);
+                    F32(s).product(&scratch.points, chunk.len(), &offsets, weights, group.vectors, true, out);
                     at += group.vectors;
                 }
             }
             let mut block = 0;
             for group in &stage.groups {
+                let sums = &scratch.sums[block * POINTS * sum_pitch..];
                 for vector in 0..group.vectors {
-                    for (i, tile) in chunk.clone().enumerate() {
-                        let (y, x) = ((tile_rows.start + tile / tiles) * TILE, tile % tiles * TILE);
-                        let from = block * POINTS * sum_pitch + i * group.vectors;
-                        let from = from - vector * POINTS * sum_pitch + vector;
-                        let values = winograd::output(s, &sums[from..], sum_pitch * group.vectors);
-                        self.write(s, stage, dest, block, y, x, values);
+                    let mut tile = chunk.start;
+                    while tile < chunk.end {
+                        let y = (tile_rows.start + tile / tiles) * TILE;
+                        let mut ends = Ends::new(s, stage, block, y, &rows, target, &mut dest);
+                        let end = chunk.end.min((tile / tiles + 1) * tiles); // of this row of tiles
+                        for tile in tile..end {
+                            let from = (tile - chunk.start) * group.vectors + vector;
+                            let values = winograd::output(s, &sums[from..], sum_pitch * group.vectors);
+                            ends.put(s, tile % tiles * TILE, &values);
+                        }
+                        tile = end;
                     }
                     block += 1;
                 }
             }
         }
+        scratch.rows[stage.output] = dest;
     }
+}
 
-    /// Finishes 4 x 4 sums of one block of outputs at (y, x), and writes what lies within the picture.
+/// What becomes of the sums of one block of outputs in `TILE` rows.
+struct Ends<'a, 't, S: Simd> {
+    bias: S::V,
+    slope: Option<S::V>,
+    /// For each residual: the factor, and the rows that are added.
+    residuals: Vec<(S::V, [&'a [Line]; TILE])>,
+    /// How many of the rows lie within the picture.
+    high: usize,
+    w: usize,
+    to: To<'a, 't>,
+}
+
+enum To<'a, 't> {
+    /// Into lines: where the rows begin, twice where the sides double.
+    Lines { lines: &'a mut [Line], rows: [[usize; 2]; TILE], times: usize },
+    /// Into pixels: the row in the picture, and in these pixels.
+    Pixels { pixels: &'a mut Pixels<'t>, y: usize, row: usize, block: usize, outputs: usize },
+}
+
+impl<'a, 't, S: Simd> Ends<'a, 't, S> {
     #[inline(always)]
-    fn write<S: Simd>(
-        &mut self,
+    fn new(
         s: S,
         stage: &Stage,
-        dest: &mut [Line],
         block: usize,
         y: usize,
-        x: usize,
-        mut tile: [[S::V; OUT]; OUT],
-    ) {
-        let map = &self.chain.maps[stage.output];
-        let (h, w) = self.frame.size(self.chain.maps[stage.inputs[0]].doublings);
-        let (high, wide) = ((h - y).min(OUT), (w - x).min(OUT));
-        let bias = s.load(&stage.bias[block].0);
-        for row in &mut tile {
-            for value in row {
-                *value = s.add(*value, bias);
+        rows: &Rows<'a>,
+        target: &'a mut Target<'t>,
+        dest: &'a mut [Line],
+    ) -> Self {
+        let map = &rows.chain.maps[stage.output];
+        let (h, w) = rows.frame.size(rows.chain.maps[stage.inputs[0]].doublings);
+        let high = (h - y).min(TILE);
+        let added = |map: usize| {
+            let row = |j: usize| rows.get(map, block, (y + j) as isize).unwrap_or_default();
+            std::array::from_fn(row)
+        };
+        let residuals = stage.residuals.iter().map(|(factor, map)| (s.splat(*factor), added(*map))).collect();
+        let row = row_lines(rows.frame.size(map.doublings).1);
+        let times = if stage.doubled { 2 } else { 1 };
+        let starts = |pitch: usize, first: usize, ring: usize| {
+            let start = |j: usize, copy: usize| ((y + j) * times + copy - first) % ring * pitch + block * row + 1;
+            std::array::from_fn(|j| [start(j, 0), start(j, times - 1)])
+        };
+        let to = if dest.is_empty() {
+            match target {
+                Target::Picture { lines, pitch, first } => {
+                    To::Lines { rows: starts(*pitch, *first, usize::MAX), lines, times }
+                }
+                Target::Pixels { pixels, first } => {
+                    let outputs = map.channels;
+                    To::Pixels { pixels, y, row: y - *first, block, outputs }
+                }
             }
-        }
-        if let Some(slope) = stage.slopes.get(block) {
-            let slope = s.load(&slope.0);
-            for row in &mut tile {
-                for value in row {
+        } else {
+            let ring = rows.schedule.kept_rows(&rows.frame, stage.output);
+            To::Lines { lines: dest, rows: starts(map.blocks() * row, 0, ring), times }
+        };
+        let slope = stage.slopes.get(block).map(|slope| s.load(&slope.0));
+        Self { bias: s.load(&stage.bias[block].0), slope, residuals, high, w, to }
+    }
+
+    /// Finishes the sums of 4 x 4 pixels from column `x` on, and writes those that lie within the picture.
+    #[inline(always)]
+    fn put(&mut self, s: S, x: usize, tile: &[[S::V; TILE]; TILE]) {
+        let wide = (self.w - x).min(TILE);
+        for (j, values) in tile.iter().enumerate().take(self.high) {
+            let mut values = *values;
+            for value in &mut values {
+                *value = s.add(*value, self.bias);
+                if let Some(slope) = self.slope {
                     *value = s.select_nonneg(*value, *value, s.mul(*value, slope));
                 }
             }
-        }
-        for (factor, other) in &stage.residuals {
-            let factor = s.splat(*factor);
-            for (j, values) in tile.iter_mut().enumerate().take(high) {
-                let other = self.row(*other, block, (y + j) as isize).expect("a row of the picture");
-                for (value, other) in values.iter_mut().zip(&other[x + 1..]) {
-                    *value = s.mul_add(*value, factor, s.load(&other.0));
+            for (factor, added) in &self.residuals {
+                let added: &[Line; TILE] = added[j][x + 1..][..TILE].try_into().expect("rows are filled up to a tile");
+                for (value, added) in values.iter_mut().zip(added) {
+                    *value = s.mul_add(*value, *factor, s.load(&added.0));
                 }
             }
-        }
-        let (lines, pitch, first, ring) = match &mut self.target {
-            _ if !dest.is_empty() => {
-                let rows = self.schedule.maps[stage.output].row_bands * self.frame.band_tile_rows * TILE;
-                (dest, map.blocks() * row_lines(self.frame.size(map.doublings).1), 0, rows)
-            }
-            Target::Picture { lines, pitch, first } => (&mut **lines, *pitch, *first, usize::MAX),
-            Target::Pixels { pixels, first } => {
-                for (j, values) in tile.iter().enumerate().take(high) {
-                    for (i, value) in values.iter().enumerate().take(wide) {
-                        pixels.put(block, (y + j, y + j - *first), x + i, w, map.channels, &s.array(*value));
+            match &mut self.to {
+                To::Lines { lines, rows, times: 1 } => {
+                    let lines = &mut lines[rows[j][0] + x..][..wide];
+                    for (line, value) in lines.iter_mut().zip(values) {
+                        s.store(value, &mut line.0);
                     }
                 }
-                return;
-            }
-        };
-        let row = row_lines(self.frame.size(map.doublings).1);
-        let times = if stage.doubled { 2 } else { 1 };
-        for (j, values) in tile.iter().enumerate().take(high) {
-            for copy in 0..times {
-                let y = ((y + j) * times + copy - first) % ring;
-                let line = &mut lines[y * pitch + block * row + 1 + x * times..][..wide * times];
-                for (to, value) in line.chunks_exact_mut(times).zip(values) {
-                    for to in to {
-                        s.store(*value, &mut to.0);
+                To::Lines { lines, rows, .. } => {
+                    for start in rows[j] {
+                        let lines = &mut lines[start + 2 * x..][..2 * wide];
+                        for (pair, value) in lines.chunks_exact_mut(2).zip(values) {
+                            s.store(value, &mut pair[0].0);
+                            s.store(value, &mut pair[1].0);
+                        }
+                    }
+                }
+                To::Pixels { pixels, y, row, block, outputs } => {
+                    for (i, value) in values.into_iter().enumerate().take(wide) {
+                        pixels.put(*block, (*y + j, *row + j), x + i, self.w, *outputs, &s.array(value));
                     }
                 }
             }

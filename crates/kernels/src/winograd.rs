@@ -85,15 +85,20 @@ pub(crate) fn kernel(g: &[f32; 9]) -> [f32; POINTS] {
 /// `rows` hold one line for each pixel, at least `4 * tiles + 2`; point p of tile t goes to `out[p * stride + t]`.
 #[inline(always)]
 pub(crate) fn input<S: Simd>(s: S, rows: [&[Line]; IN], tiles: usize, out: &mut [Line], stride: usize) {
+    assert!(rows.iter().all(|row| row.len() >= OUT * tiles + IN - OUT), "a pixel on both sides of the tiles");
+    assert!(tiles > 0 && out.len() >= (POINTS - 1) * stride + tiles, "room for the points");
     for t in 0..tiles {
         let mut columns = [[s.splat(0.0); IN]; IN]; // [column][point]
         for (x, column) in columns.iter_mut().enumerate() {
-            *column = to_points(s, std::array::from_fn(|y| s.load(&rows[y][OUT * t + x].0)));
+            // SAFETY: x < IN and t < tiles, and the rows are as long as checked above.
+            let input = |y: usize| unsafe { &rows[y].get_unchecked(OUT * t + x).0 };
+            *column = to_points(s, std::array::from_fn(|y| s.load(input(y))));
         }
         for y in 0..IN {
             let points = to_points(s, std::array::from_fn(|x| columns[x][y]));
             for (x, point) in points.into_iter().enumerate() {
-                s.store(point, &mut out[(y * IN + x) * stride + t].0);
+                // SAFETY: y, x < IN and t < tiles, and there is room as checked above.
+                s.store(point, unsafe { &mut out.get_unchecked_mut((y * IN + x) * stride + t).0 });
             }
         }
     }
@@ -102,9 +107,12 @@ pub(crate) fn input<S: Simd>(s: S, rows: [&[Line]; IN], tiles: usize, out: &mut 
 /// Turns sums at points into the outputs of a tile, `[row][column]`; point p is `sums[p * stride]`.
 #[inline(always)]
 pub(crate) fn output<S: Simd>(s: S, sums: &[Line], stride: usize) -> [[S::V; OUT]; OUT] {
+    assert!(sums.len() > (POINTS - 1) * stride, "a sum for each point");
     let mut rows = [[s.splat(0.0); OUT]; IN]; // [row of points][column]
     for (y, row) in rows.iter_mut().enumerate() {
-        *row = from_points(s, std::array::from_fn(|x| s.load(&sums[(y * IN + x) * stride].0)));
+        // SAFETY: y, x < IN, and there are as many sums as checked above.
+        let sum = |x: usize| unsafe { &sums.get_unchecked((y * IN + x) * stride).0 };
+        *row = from_points(s, std::array::from_fn(|x| s.load(sum(x))));
     }
     let mut tile = [[s.splat(0.0); OUT]; OUT];
     for x in 0..OUT {

@@ -27,6 +27,14 @@ pub(super) struct MapPlan {
     pub(super) points_at: usize,
 }
 
+impl Schedule {
+    /// How many rows are kept of a map: row y lies where row y + this many will.
+    #[inline(always)]
+    pub(super) fn kept_rows(&self, frame: &Frame, map: usize) -> usize {
+        self.maps[map].row_bands * frame.band_tile_rows * TILE
+    }
+}
+
 impl Chain {
     /// Plans the steps to the bands `wanted` (of a map that is not doubled) of the result.
     ///
