@@ -28,3 +28,7 @@ goldens DIR="tests/golden":
 bench:
     cargo build --release --workspace --bins
     target/release/with-services cargo bench --workspace
+
+# What networks and operations cost on this CPU; `just bench-cpu --python PATH` beside PyTorch, OpenVINO and others.
+bench-cpu *ARGS:
+    cargo bench -p benches -- {{ARGS}}

@@ -8,6 +8,7 @@
 //! Threads cut the picture into ranges of bands, and each computes the few rows of its neighbours that it needs. Every
 //! number is the same sum in the same order wherever the cuts are.
 
+mod halves;
 mod schedule;
 mod weights;
 
@@ -18,13 +19,15 @@ use std::{
 
 use crate::{
     level::Level,
-    line::{Line, zeroed},
+    line::{HalfLine, Line, zeroed},
     picture::{BLOCK, Picture, TILE, row_lines},
+    precision::Precision,
     product::{F32, Products},
     simd::{Kernel, LANES, Simd, dispatch},
     threads,
-    winograd::{self, IN, OUT, POINTS},
+    winograd::{self, IN, POINTS},
 };
+use halves::{HalfGroup, Method};
 use schedule::Schedule;
 use weights::Group;
 
@@ -69,6 +72,7 @@ pub struct Conv<'a> {
 #[derive(Debug)]
 pub struct Chain {
     level: Level,
+    method: Method,
     maps: Vec<Map>,
     stages: Vec<Stage>,
 }
@@ -99,7 +103,10 @@ impl Map {
 struct Stage {
     inputs: Vec<usize>,
     output: usize,
+    /// The weights, if the chain sums by Winograd's method.
     groups: Vec<Group>,
+    /// The weights, if it sums products of bf16.
+    halves: Vec<HalfGroup>,
     /// One line for each block of outputs, and so the slopes.
     bias: Vec<Line>,
     /// What negative numbers are multiplied by; no activation where it is empty.
@@ -151,7 +158,9 @@ struct Scratch {
     rows: Vec<Vec<Line>>,
     /// For each map: the last bands of it as points, `[band][block][point][tile]`.
     points: Vec<Line>,
-    /// For each map: how many bands have become points.
+    /// In their stead, where products are of bf16: the last bands of each map, see [`halves`].
+    halves: Vec<HalfLine>,
+    /// For each map: how many bands have become points, or bf16.
     points_done: Vec<usize>,
     /// Sums at points, `[group][point][tile][vector]`.
     sums: Vec<Line>,
@@ -160,9 +169,9 @@ struct Scratch {
 }
 
 impl Chain {
-    /// An empty chain for `level`.
-    pub fn new(level: Level) -> Self {
-        Self { level, maps: Vec::new(), stages: Vec::new() }
+    /// An empty chain for `level`. Where the level gains nothing from bf16, it computes exactly all the same.
+    pub fn new(level: Level, precision: Precision) -> Self {
+        Self { level, method: Method::new(level, precision), maps: Vec::new(), stages: Vec::new() }
     }
 
     /// Adds a map that is given at each run, in the order of these calls.
@@ -191,10 +200,16 @@ impl Chain {
             assert_eq!((map.channels, map.doublings), (outputs, doublings), "a residual as large as the result");
         }
         let output = self.map(outputs, doublings + u32::from(conv.doubled), Source::Stage(self.stages.len()));
+        let (groups, halves) = if self.method == Method::Winograd {
+            (dispatch(self.level, weights::Pack { weight: conv.weight, channels: &channels, outputs }), Vec::new())
+        } else {
+            (Vec::new(), halves::pack(conv.weight, &channels, outputs))
+        };
         self.stages.push(Stage {
             inputs: inputs.iter().map(|input| input.0).collect(),
             output: output.0,
-            groups: dispatch(self.level, weights::Pack { weight: conv.weight, channels: &channels, outputs }),
+            groups,
+            halves,
             bias: lines(conv.bias),
             slopes: match conv.activation {
                 Activation::None => Vec::new(),
@@ -218,7 +233,10 @@ impl Chain {
 
     /// Bytes that the packed weights take.
     pub fn weight_bytes(&self) -> usize {
-        self.stages.iter().flat_map(|stage| &stage.groups).map(Group::bytes).sum()
+        let of_stage = |stage: &Stage| {
+            stage.groups.iter().map(Group::bytes).sum::<usize>() + stage.halves.iter().map(HalfGroup::bytes).sum::<usize>()
+        };
+        self.stages.iter().map(of_stage).sum()
     }
 
     /// Bytes that one thread takes to run the chain on maps of `h` x `w`, beside these maps and the result.
@@ -237,6 +255,9 @@ impl Chain {
 
     /// Lines that the sums of a chunk take.
     fn sum_lines(&self, group: usize) -> usize {
+        if self.method != Method::Winograd {
+            return halves::SUM_LINES;
+        }
         let blocks = self.stages.iter().map(|stage| stage.bias.len()).max().unwrap_or(0);
         POINTS * (CHUNK_TILES | 1) * (blocks + group)
     }
@@ -401,10 +422,14 @@ impl Kernel for Run<'_> {
                 return;
             }
             let stage = &self.chain.stages[index];
-            for &map in &stage.inputs {
-                self.points(s, map, band);
+            if self.chain.method == Method::Winograd {
+                for &map in &stage.inputs {
+                    self.points(s, map, band);
+                }
+                self.stage(s, stage, band);
+            } else {
+                self.stage_of_halves(s, stage, band);
             }
-            self.stage(s, stage, band);
             let doublings = self.chain.maps[stage.inputs[0]].doublings;
             if !(self.goes_on)(stage.work * pixels / self.frame.bands(doublings) as f64) {
                 self.stopped.store(true, Ordering::Relaxed);
@@ -468,9 +493,14 @@ impl Run<'_> {
                 row[w + 1..].fill(Line::ZERO);
             }
         }
+        let mut points = schedule.points;
+        if chain.method != Method::Winograd {
+            halves::prepare(chain, frame, schedule, scratch);
+            points = 0;
+        }
         for (lines, room) in [
             (&mut scratch.beyond, longest),
-            (&mut scratch.points, schedule.points),
+            (&mut scratch.points, points),
             (&mut scratch.sums, chain.sum_lines(F32(s).group() / LANES)),
         ] {
             if lines.len() < room {
@@ -568,6 +598,8 @@ struct Ends<'a, 't, S: Simd> {
 }
 
 enum To<'a, 't> {
+    /// No f32 is wanted.
+    Nowhere,
     /// Into lines: where the rows begin, twice where the sides double.
     Lines { lines: &'a mut [Line], rows: [[usize; 2]; TILE], times: usize },
     /// Into pixels: the row in the picture, and in these pixels.
@@ -599,7 +631,10 @@ impl<'a, 't, S: Simd> Ends<'a, 't, S> {
             let start = |j: usize, copy: usize| ((y + j) * times + copy - first) % ring * pitch + block * row + 1;
             std::array::from_fn(|j| [start(j, 0), start(j, times - 1)])
         };
-        let to = if dest.is_empty() {
+        let is_result = rows.chain.stages.last().is_some_and(|last| last.output == stage.output);
+        let to = if dest.is_empty() && !is_result {
+            To::Nowhere
+        } else if dest.is_empty() {
             match target {
                 Target::Picture { lines, pitch, first } => {
                     To::Lines { rows: starts(*pitch, *first, usize::MAX), lines, times }
@@ -636,6 +671,7 @@ impl<'a, 't, S: Simd> Ends<'a, 't, S> {
                 }
             }
             match &mut self.to {
+                To::Nowhere => (),
                 To::Lines { lines, rows, times: 1 } => {
                     let lines = &mut lines[rows[j][0] + x..][..wide];
                     for (line, value) in lines.iter_mut().zip(values) {

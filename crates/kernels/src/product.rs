@@ -91,11 +91,13 @@ fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     fresh: bool,
     out: &mut [Line],
 ) {
+    // Only loops of constant length touch the sums, or they would lie in memory instead of registers.
+    let out = &mut out[..ROWS * VECTORS];
     let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
     if !fresh {
-        for (sums, out) in sums.iter_mut().zip(out.chunks_exact(VECTORS)) {
-            for (sum, line) in sums.iter_mut().zip(out) {
-                *sum = s.load(&line.0);
+        for row in 0..ROWS {
+            for vector in 0..VECTORS {
+                sums[row][vector] = s.load(&out[row * VECTORS + vector].0);
             }
         }
     }
@@ -103,17 +105,17 @@ fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
         let a: &[Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
         for (k, b) in b.chunks_exact(VECTORS).enumerate() {
             let b: [S::V; VECTORS] = std::array::from_fn(|v| s.load(&b[v].0));
-            for (sums, a) in sums.iter_mut().zip(a) {
-                let a = s.splat(a.0[k]);
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = s.mul_add(a, b, *sum);
+            for row in 0..ROWS {
+                let a = s.splat(a[row].0[k]);
+                for vector in 0..VECTORS {
+                    sums[row][vector] = s.mul_add(a, b[vector], sums[row][vector]);
                 }
             }
         }
     }
-    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(VECTORS)) {
-        for (sum, line) in sums.iter().zip(out) {
-            s.store(*sum, &mut line.0);
+    for row in 0..ROWS {
+        for vector in 0..VECTORS {
+            s.store(sums[row][vector], &mut out[row * VECTORS + vector].0);
         }
     }
 }

@@ -41,6 +41,13 @@ pub(crate) fn shares(count: usize) -> Vec<Range<usize>> {
     (0..shares).map(|share| count * share / shares..count * (share + 1) / shares).collect()
 }
 
+/// Deals `items` out, in order, to the threads that may be used now.
+pub(crate) fn parts<T>(items: Vec<T>) -> Vec<Vec<T>> {
+    let shares = shares(items.len());
+    let mut items = items.into_iter();
+    shares.into_iter().map(|share| items.by_ref().take(share.len()).collect()).collect()
+}
+
 /// Does each of `jobs`, each on a thread of the pool; a single one on this thread.
 pub(crate) fn each<J: Send>(mut jobs: Vec<J>, work: impl Fn(J) + Send + Sync) {
     if jobs.len() == 1 {

@@ -124,39 +124,34 @@ pub(crate) fn output<S: Simd>(s: S, sums: &[Line], stride: usize) -> [[S::V; OUT
     tile
 }
 
-/// Turns the kernels of sixteen outputs for one input, `[tap][output]`, into points, `[point][output]`.
+/// Turns the kernels of sixteen outputs for one input into points, row by row.
 ///
 /// As exact as f32 allows without `f64`: used where kernels are turned anew at each call, which saves three quarters of
 /// their memory.
 #[inline(always)]
-pub(crate) fn kernels<S: Simd>(s: S, taps: &[Line], mut put: impl FnMut(usize, S::V)) {
-    let third = s.splat(1.0 / 3.0);
-    let row = |g: [S::V; 3]| {
-        // At ±a: -(2 g0 + g2) / 3 and ∓√2 g1 / 3; at ±b: (g0 + 2 g2) / 6 and ±√2 g1 / 6.
-        let sixth = s.splat(1.0 / 6.0);
-        let two = s.splat(2.0);
-        let near = s.mul(s.mul_add(two, g[0], g[2]), third);
-        let near_odd = s.mul(g[1], s.splat(SQRT_2 / 3.0));
-        let far = s.mul(s.mul_add(two, g[2], g[0]), sixth);
-        let far_odd = s.mul(g[1], s.splat(SQRT_2 / 6.0));
-        let zero = s.splat(0.0);
-        [
-            g[0],
-            s.sub(s.sub(zero, near), near_odd),
-            s.sub(near_odd, near),
-            s.add(far, far_odd),
-            s.sub(far, far_odd),
-            g[2],
-        ]
-    };
-    let tap = |y: usize, x: usize| s.load(&taps[3 * y + x].0);
-    let columns: [[S::V; IN]; 3] = std::array::from_fn(|x| row([tap(0, x), tap(1, x), tap(2, x)]));
-    for y in 0..IN {
-        let points = row(std::array::from_fn(|x| columns[x][y]));
-        for (x, point) in points.into_iter().enumerate() {
-            put(y * IN + x, point);
-        }
+pub(crate) fn kernels<S: Simd>(s: S, taps: [S::V; 9]) -> [[S::V; IN]; IN] {
+    let mut columns = [[s.splat(0.0); IN]; 3];
+    for (x, column) in columns.iter_mut().enumerate() {
+        *column = kernel_lanes(s, [taps[x], taps[3 + x], taps[6 + x]]);
     }
+    let mut points = [[s.splat(0.0); IN]; IN];
+    for (y, row) in points.iter_mut().enumerate() {
+        *row = kernel_lanes(s, [columns[0][y], columns[1][y], columns[2][y]]);
+    }
+    points
+}
+
+/// [`kernel_points`] of sixteen rows or columns.
+#[inline(always)]
+fn kernel_lanes<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; IN] {
+    // At ±a: -(2 g0 + g2) / 3 and ∓√2 g1 / 3; at ±b: (g0 + 2 g2) / 6 and ±√2 g1 / 6.
+    let (two, third, sixth) = (s.splat(2.0), s.splat(1.0 / 3.0), s.splat(1.0 / 6.0));
+    let near = s.mul(s.mul_add(two, g[0], g[2]), third);
+    let near_odd = s.mul(g[1], s.splat(SQRT_2 / 3.0));
+    let far = s.mul(s.mul_add(two, g[2], g[0]), sixth);
+    let far_odd = s.mul(g[1], s.splat(SQRT_2 / 6.0));
+    let minus_near = s.sub(s.splat(0.0), near);
+    [g[0], s.sub(minus_near, near_odd), s.sub(near_odd, near), s.add(far, far_odd), s.sub(far, far_odd), g[2]]
 }
 
 const _: () = assert!(LANES == 16);

@@ -15,6 +15,7 @@
 
 pub mod error;
 pub mod fingerprint;
+pub mod ops;
 pub mod pad;
 pub mod processor;
 pub mod upscale;

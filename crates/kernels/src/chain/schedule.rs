@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Chain, Frame, Source, TILE};
+use super::{
+    Chain, Frame, Source, TILE,
+    halves::{self, Method},
+};
 use crate::winograd::POINTS;
 
 /// The steps of one thread.
@@ -12,7 +15,7 @@ pub(super) struct Schedule {
     pub(super) steps: Vec<(usize, usize)>,
     /// For each map.
     pub(super) maps: Vec<MapPlan>,
-    /// Lines that all points take.
+    /// Lines that all points take, or all bf16.
     pub(super) points: usize,
 }
 
@@ -21,9 +24,9 @@ pub(super) struct Schedule {
 pub(super) struct MapPlan {
     /// Bands of rows; none of a map that is given, or is the result.
     pub(super) row_bands: usize,
-    /// Bands of points.
+    /// Bands of points, or of bf16.
     pub(super) point_bands: usize,
-    /// Where its points begin.
+    /// Where these begin.
     pub(super) points_at: usize,
 }
 
@@ -57,9 +60,19 @@ impl Chain {
             steps.push((index, band));
             next[index] += 1;
             let output = stage.output;
+            if self.method != Method::Winograd && self.readers(output).next().is_some() {
+                // Bands of bf16 are written by the convolution, and so are rows of those before and behind.
+                let all = frame.bands(self.maps[output].doublings);
+                let doubled = u32::from(stage.doubled);
+                let written = (band << doubled).saturating_sub(1)..((next[index] << doubled) + 1).min(all);
+                let oldest = self.readers(output).map(|reader| next[reader]).min().unwrap_or(written.start);
+                let kept = &mut maps[output].point_bands;
+                *kept = (*kept).max(written.end - oldest.min(written.start));
+            }
             if Some(output) != result {
                 let to_points = points_done[output].max(self.readers(output).map(|r| needed[r].start).min().unwrap_or(0));
-                let to_points = self.readers(output).next().map(|_| to_points.saturating_sub(1));
+                let is_turned = self.method == Method::Winograd && self.readers(output).next().is_some();
+                let to_points = is_turned.then(|| to_points.saturating_sub(1));
                 let to_residuals = self.adders(output).map(|adder| next[adder]);
                 let done = next[index] << u32::from(stage.doubled);
                 let oldest = to_points.into_iter().chain(to_residuals).min().unwrap_or(done);
@@ -70,13 +83,17 @@ impl Chain {
         let mut points = 0;
         for (plan, map) in maps.iter_mut().zip(&self.maps) {
             plan.points_at = points;
-            points += plan.point_bands * map.blocks() * POINTS * frame.point_pitch(map.doublings);
+            let of_a_band = match self.method {
+                Method::Winograd => map.blocks() * POINTS * frame.point_pitch(map.doublings),
+                _ => halves::band_lines(frame, map),
+            };
+            points += plan.point_bands * of_a_band;
         }
         Schedule { steps, maps, points }
     }
 
     /// The stages that convolve `map`.
-    fn readers(&self, map: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn readers(&self, map: usize) -> impl Iterator<Item = usize> {
         self.stages.iter().enumerate().filter(move |(_, stage)| stage.inputs.contains(&map)).map(|(index, _)| index)
     }
 

@@ -105,7 +105,7 @@ impl Then {
 impl Links<'_> {
     /// An empty chain.
     pub(super) fn chain(&self) -> Chain {
-        Chain::new(self.cpu.level)
+        Chain::new(self.cpu.level, self.cpu.precision)
     }
 
     /// Adds the 3 x 3 convolution `name`, with bias, to a chain.

@@ -9,6 +9,7 @@ use weights::synthetic;
 
 mod chained;
 mod goldens;
+mod ops;
 mod refusals;
 mod threads;
 
