@@ -33,7 +33,7 @@ OURS = ("fast", "exact")
 NETWORKS = ("rrdb 64x64", "rrdb 128x128", "compact 256x256")
 REFERENCE = "torch-f32"
 OPS_PEERS = ("torch-f32", "torch-bf16-cl")  # what all of them run, unless others are asked for
-MOST_PASSES = 400
+MOST_PASSES = 10_000
 
 Command = Callable[[int, Path], list[str]]  # the command line that makes so many passes
 
@@ -94,8 +94,8 @@ def peer_command(peer: str, name: str, threads: int, models: Path) -> Command:
 
 
 def size(contender: Contender, span_s: float, threads: int, out: Path) -> None:
-    """Finds how many passes take about `span_s` CPU seconds: an even number for each thread."""
-    few, spent_s = 2 * threads, 0.0
+    """Finds how many passes take about `span_s` CPU seconds: as many on each thread."""
+    few, spent_s = threads, 0.0
     while few <= MOST_PASSES:
         one = measure(contender.command(1, out), threads)
         spent_s = (measure(contender.command(1 + few, out), threads).cpu_s - one.cpu_s) / few
@@ -103,7 +103,7 @@ def size(contender: Contender, span_s: float, threads: int, out: Path) -> None:
             break
         few *= 10  # so little is lost in what the start takes, now more, now less
     wanted = span_s / max(spent_s, span_s / MOST_PASSES)
-    contender.passes = 2 * threads * max(1, round(wanted / (2 * threads)))
+    contender.passes = threads * max(1, round(wanted / threads))
 
 
 def compare(

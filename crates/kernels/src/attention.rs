@@ -100,10 +100,12 @@ impl Attention<'_> {
         }
         let blocks = self.keys.div_ceil(BLOCK_KEYS);
         let mut packed: Vec<Option<(Packed, Packed)>> = vec![None; self.heads * blocks];
-        threads::each(packed.iter_mut().enumerate().collect(), |(i, packed)| {
-            let (head, first) = (i / blocks, i % blocks * BLOCK_KEYS);
-            let keys = first..self.keys.min(first + BLOCK_KEYS);
-            *packed = Some(dispatch(self.level, self.precision, PackKeys { width: self.width, k, v, head, keys }));
+        threads::each(threads::parts(packed.iter_mut().enumerate().collect()), |part| {
+            for (i, packed) in part {
+                let (head, first) = (i / blocks, i % blocks * BLOCK_KEYS);
+                let keys = first..self.keys.min(first + BLOCK_KEYS);
+                *packed = Some(dispatch(self.level, self.precision, PackKeys { width: self.width, k, v, head, keys }));
+            }
         });
         let packed: Vec<(Packed, Packed)> = packed.into_iter().map(|block| block.expect("each was packed")).collect();
         let mut jobs = Vec::new();

@@ -28,13 +28,18 @@ use crate::{
     winograd::{self, IN, POINTS},
 };
 use halves::{HalfGroup, Method};
-use schedule::Schedule;
+use schedule::{Schedule, Strip};
 use weights::Group;
 
 /// Tiles that a band has at least, if the picture is large enough: they share one pass over the weights.
 const BAND_TILES: usize = 14;
 /// Vectors of outputs in a group, at most.
 const MOST_VECTORS: usize = 2;
+/// Tiles of a strip, if the picture is wider: what several stages read of it stays in the cache, and few columns at its sides
+/// are computed twice.
+const STRIP_TILES: usize = 48;
+/// Tiles that a stage turns into points just before it sums them.
+const TURNED_TILES: usize = 42;
 /// Tiles whose sums are held at once.
 const CHUNK_TILES: usize = 56;
 
@@ -162,6 +167,8 @@ struct Scratch {
     halves: Vec<HalfLine>,
     /// For each map: how many bands have become points, or bf16.
     points_done: Vec<usize>,
+    /// Points of a few tiles of the only input of a stage, `[block][point][tile]`.
+    turned: Vec<Line>,
     /// Sums at points, `[group][point][tile][vector]`.
     sums: Vec<Line>,
     /// A row beyond the borders.
@@ -244,13 +251,30 @@ impl Chain {
         if h == 0 || w == 0 {
             return 0;
         }
-        let frame = Frame::new(h, w);
+        let frame = self.frame(h, w);
         let schedule = self.schedule(&frame, 0..frame.bands);
         let rows = self.maps.iter().zip(&schedule.maps).map(|(map, plan)| {
             let (_, w) = frame.size(map.doublings);
             plan.row_bands * frame.band_tile_rows * TILE * map.blocks() * row_lines(w)
         });
-        (rows.sum::<usize>() + schedule.points + self.sum_lines(MOST_VECTORS)) * size_of::<Line>()
+        (rows.sum::<usize>() + schedule.points + self.sum_lines(MOST_VECTORS) + self.turned_lines()) * size_of::<Line>()
+    }
+
+    /// Lines of the points that a stage turns alone.
+    fn turned_lines(&self) -> usize {
+        let alone = self.stages.iter().filter(|stage| self.turns_alone(stage));
+        let blocks = alone.map(|stage| self.maps[stage.inputs[0]].blocks()).max().unwrap_or(0);
+        blocks * POINTS * (TURNED_TILES | 1)
+    }
+
+    /// How a picture is cut. Where several stages read a map, whose points must be kept for the last of them, strips keep
+    /// these in the cache.
+    fn frame(&self, h: usize, w: usize) -> Frame {
+        let tiles = w.div_ceil(TILE);
+        let keeps_points = self.method == Method::Winograd && self.stages.iter().any(|stage| !self.turns_alone(stage));
+        let strips = if keeps_points { tiles.div_ceil(STRIP_TILES) } else { 1 };
+        let band_tile_rows = BAND_TILES.div_ceil(tiles);
+        Frame { h, w, band_tile_rows, bands: h.div_ceil(TILE * band_tile_rows), strips }
     }
 
     /// Lines that the sums of a chunk take.
@@ -286,7 +310,7 @@ impl Chain {
         if h == 0 || w == 0 {
             return Ok(());
         }
-        let frame = Frame::new(h, w);
+        let frame = self.frame(h, w);
         let last = &self.maps[self.stages.last().expect("a chain has a stage").output];
         let rows_of_a_band = (frame.band_tile_rows * TILE) << last.doublings;
         let (out_h, out_w) = (h << last.doublings, w << last.doublings);
@@ -337,14 +361,11 @@ struct Frame {
     band_tile_rows: usize,
     /// Bands of a map that is not doubled.
     bands: usize,
+    /// Strips from left to right. More than one only if bands have one row of tiles.
+    strips: usize,
 }
 
 impl Frame {
-    fn new(h: usize, w: usize) -> Self {
-        let band_tile_rows = BAND_TILES.div_ceil(w.div_ceil(TILE));
-        Self { h, w, band_tile_rows, bands: h.div_ceil(TILE * band_tile_rows) }
-    }
-
     fn size(&self, doublings: u32) -> (usize, usize) {
         (self.h << doublings, self.w << doublings)
     }
@@ -364,13 +385,7 @@ impl Frame {
     fn bands(&self, doublings: u32) -> usize {
         (self.h << doublings).div_ceil(TILE * self.band_tile_rows)
     }
-
-    /// Lines between points of a band: odd, so that the points of a tile do not share one set of the cache.
-    fn point_pitch(&self, doublings: u32) -> usize {
-        (self.band_tile_rows * self.tiles(doublings)) | 1
-    }
 }
-
 
 /// The rows of an output, from row `first` on, that one thread writes.
 enum Target<'a> {
@@ -417,22 +432,27 @@ impl Kernel for Run<'_> {
     fn run<S: Simd>(mut self, s: S) {
         self.prepare(s);
         let pixels = (self.frame.h * self.frame.w) as f64;
-        for &(index, band) in &self.schedule.steps {
-            if self.stopped.load(Ordering::Relaxed) {
-                return;
-            }
-            let stage = &self.chain.stages[index];
-            if self.chain.method == Method::Winograd {
-                for &map in &stage.inputs {
-                    self.points(s, map, band);
+        for strip in &self.schedule.strips {
+            self.scratch.points_done.fill(0);
+            for &(index, band) in &self.schedule.steps {
+                if self.stopped.load(Ordering::Relaxed) {
+                    return;
                 }
-                self.stage(s, stage, band);
-            } else {
-                self.stage_of_halves(s, stage, band);
-            }
-            let doublings = self.chain.maps[stage.inputs[0]].doublings;
-            if !(self.goes_on)(stage.work * pixels / self.frame.bands(doublings) as f64) {
-                self.stopped.store(true, Ordering::Relaxed);
+                let stage = &self.chain.stages[index];
+                if self.chain.method != Method::Winograd {
+                    self.stage_of_halves(s, stage, band);
+                } else if self.chain.turns_alone(stage) {
+                    self.stage::<S, true>(s, stage, band, strip.stages[index].clone(), strip);
+                } else {
+                    for &map in &stage.inputs {
+                        self.points(s, map, band, strip.maps[map].clone());
+                    }
+                    self.stage::<S, false>(s, stage, band, strip.stages[index].clone(), strip);
+                }
+                let parts = self.frame.bands(self.chain.maps[stage.inputs[0]].doublings) * self.frame.strips;
+                if !(self.goes_on)(stage.work * pixels / parts as f64) {
+                    self.stopped.store(true, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -463,11 +483,31 @@ impl<'a> Rows<'a> {
         Some(&lines[(y * facts.blocks() + block) * row..][..row])
     }
 
+    /// Turns tiles of a row of tiles of a block of a map into points; see [`winograd::input`].
+    #[inline(always)]
+    fn turn<S: Simd>(
+        &self,
+        s: S,
+        (map, block): (usize, usize),
+        tile_row: usize,
+        columns: Range<usize>,
+        beyond: &'a [Line],
+        out: &mut [Line],
+        pitch: usize,
+    ) {
+        let mut inputs = [beyond; IN];
+        for (i, input) in inputs.iter_mut().enumerate() {
+            let row = self.get(map, block, (tile_row * TILE + i) as isize - 1).unwrap_or(beyond);
+            *input = &row[columns.start * TILE..];
+        }
+        winograd::input(s, inputs, columns.len(), out, pitch);
+    }
+
     /// Where the points of block 0 of a band of `map` begin.
     #[inline(always)]
     fn points_at(&self, map: usize, band: usize) -> usize {
         let (facts, plan) = (&self.chain.maps[map], &self.schedule.maps[map]);
-        plan.points_at + band % plan.point_bands * facts.blocks() * POINTS * self.frame.point_pitch(facts.doublings)
+        plan.points_at + band % plan.point_bands * facts.blocks() * POINTS * plan.pitch
     }
 }
 
@@ -501,6 +541,7 @@ impl Run<'_> {
         for (lines, room) in [
             (&mut scratch.beyond, longest),
             (&mut scratch.points, points),
+            (&mut scratch.turned, chain.turned_lines()),
             (&mut scratch.sums, chain.sum_lines(F32(s).group() / LANES)),
         ] {
             if lines.len() < room {
@@ -509,9 +550,9 @@ impl Run<'_> {
         }
     }
 
-    /// Turns a band of `map` into points, if that is not yet done.
+    /// Turns some columns of tiles of a band of `map` into points, if that is not yet done.
     #[inline(always)]
-    fn points<S: Simd>(&mut self, s: S, map: usize, band: usize) {
+    fn points<S: Simd>(&mut self, s: S, map: usize, band: usize, columns: Range<usize>) {
         let Self { chain, frame, given, schedule, scratch, .. } = self;
         let done = &mut scratch.points_done[map];
         if *done > band {
@@ -519,45 +560,69 @@ impl Run<'_> {
         }
         *done = band + 1;
         let rows = Rows { chain, frame: *frame, given, schedule, kept: &scratch.rows };
-        let facts = &chain.maps[map];
-        let (tiles, pitch) = (frame.tiles(facts.doublings), frame.point_pitch(facts.doublings));
+        let (facts, pitch) = (&chain.maps[map], schedule.maps[map].pitch);
         let begin = rows.points_at(map, band);
         for block in 0..facts.blocks() {
             for (r, tile_row) in frame.tile_rows(facts.doublings, band).enumerate() {
-                let row = |i: usize| rows.get(map, block, (tile_row * TILE + i) as isize - 1);
-                let inputs: [&[Line]; IN] = std::array::from_fn(|i| row(i).unwrap_or(&scratch.beyond));
-                let out = &mut scratch.points[begin + block * POINTS * pitch + r * tiles..];
-                winograd::input(s, inputs, tiles, out, pitch);
+                let out = &mut scratch.points[begin + block * POINTS * pitch + r * columns.len()..];
+                rows.turn(s, (map, block), tile_row, columns.clone(), &scratch.beyond, out, pitch);
             }
         }
     }
 
-    /// Computes a band of a stage, whose inputs are points, and writes its result.
+    /// Computes some columns of tiles of a band of a stage and writes the result. Its inputs are points, or it turns them
+    /// itself if it is `ALONE`.
     #[inline(always)]
-    fn stage<S: Simd>(&mut self, s: S, stage: &Stage, band: usize) {
+    fn stage<S: Simd, const ALONE: bool>(
+        &mut self,
+        s: S,
+        stage: &Stage,
+        band: usize,
+        columns: Range<usize>,
+        strip: &Strip,
+    ) {
         let Self { chain, frame, given, schedule, scratch, target, .. } = self;
         let mut dest = std::mem::take(&mut scratch.rows[stage.output]);
         let rows = Rows { chain, frame: *frame, given, schedule, kept: &scratch.rows };
-        let doublings = chain.maps[stage.inputs[0]].doublings;
-        let tile_rows = frame.tile_rows(doublings, band);
-        let (tiles, pitch) = (frame.tiles(doublings), frame.point_pitch(doublings));
+        let tile_rows = frame.tile_rows(chain.maps[stage.inputs[0]].doublings, band);
+        let tiles = columns.len();
         let mut offsets = Vec::new();
         let count = tiles * tile_rows.len();
-        let chunks = count.div_ceil(CHUNK_TILES);
+        let chunks = count.div_ceil(if ALONE { TURNED_TILES } else { CHUNK_TILES });
         for chunk in 0..chunks {
             let chunk = count * chunk / chunks..count * (chunk + 1) / chunks;
+            // Tiles of a row of tiles: the first, the row, and its columns.
+            let segments = (chunk.start / tiles..chunk.end.div_ceil(tiles)).map(|row| {
+                let (start, end) = (chunk.start.max(row * tiles), chunk.end.min((row + 1) * tiles));
+                let left = columns.start + start - row * tiles;
+                (start - chunk.start, tile_rows.start + row, left..left + end - start)
+            });
             let sum_pitch = chunk.len() | 1;
+            if ALONE {
+                let map = stage.inputs[0];
+                for (block, out) in scratch.turned.chunks_exact_mut(POINTS * sum_pitch).enumerate().take(chain.maps[map].blocks()) {
+                    for (first, tile_row, columns) in segments.clone() {
+                        rows.turn(s, (map, block), tile_row, columns, &scratch.beyond, &mut out[first..], sum_pitch);
+                    }
+                }
+            }
+            let points = if ALONE { &scratch.turned } else { &scratch.points };
             for point in 0..POINTS {
                 offsets.clear();
                 for &map in &stage.inputs {
-                    let begin = rows.points_at(map, band) + point * pitch + chunk.start;
+                    // Points of more columns than these lie in one row of tiles.
+                    let (begin, pitch) = if ALONE {
+                        (0, sum_pitch)
+                    } else {
+                        (rows.points_at(map, band) + columns.start - strip.maps[map].start, schedule.maps[map].pitch)
+                    };
+                    let begin = begin + point * pitch + if ALONE { 0 } else { chunk.start };
                     offsets.extend((0..chain.maps[map].blocks()).map(|block| begin + block * POINTS * pitch));
                 }
                 let mut at = 0;
                 for group in &stage.groups {
                     let out = &mut scratch.sums[(at * POINTS + point * group.vectors) * sum_pitch..];
-                    let weights = group.at(point);
-                    F32(s).product(&scratch.points, chunk.len(), &offsets, weights, group.vectors, true, out);
+                    F32(s).product(points, chunk.len(), &offsets, group.at(point), group.vectors, true, out);
                     at += group.vectors;
                 }
             }
@@ -565,17 +630,13 @@ impl Run<'_> {
             for group in &stage.groups {
                 let sums = &scratch.sums[block * POINTS * sum_pitch..];
                 for vector in 0..group.vectors {
-                    let mut tile = chunk.start;
-                    while tile < chunk.end {
-                        let y = (tile_rows.start + tile / tiles) * TILE;
-                        let mut ends = Ends::new(s, stage, block, y, &rows, target, &mut dest);
-                        let end = chunk.end.min((tile / tiles + 1) * tiles); // of this row of tiles
-                        for tile in tile..end {
-                            let from = (tile - chunk.start) * group.vectors + vector;
+                    for (first, tile_row, columns) in segments.clone() {
+                        let mut ends = Ends::new(s, stage, block, tile_row * TILE, &rows, target, &mut dest);
+                        for (i, column) in columns.enumerate() {
+                            let from = (first + i) * group.vectors + vector;
                             let values = winograd::output(s, &sums[from..], sum_pitch * group.vectors);
-                            ends.put(s, tile % tiles * TILE, &values);
+                            ends.put(s, column * TILE, &values);
                         }
-                        tile = end;
                     }
                     block += 1;
                 }

@@ -311,8 +311,10 @@ impl Conv1x1 {
             let parts =
                 parts.map(|first| PackPixels { conv: self, first, last: span.end.min(first + BLOCK_PIXELS), x });
             let mut columns: Vec<(PackPixels<'_>, Option<Packed>)> = parts.map(|part| (part, None)).collect();
-            threads::each(columns.iter_mut().collect(), |(part, columns)| {
-                *columns = Some(dispatch(self.level, self.precision, *part));
+            threads::each(threads::parts(columns.iter_mut().collect()), |parts| {
+                for (part, columns) in parts {
+                    *columns = Some(dispatch(self.level, self.precision, *part));
+                }
             });
             let columns: Vec<(Range<usize>, Packed)> = columns
                 .into_iter()

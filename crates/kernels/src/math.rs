@@ -123,7 +123,7 @@ fn exp_cut<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn exp2_falling<S: Simd>(s: S, x: S::V) -> S::V {
     // The best polynomial of degree 5 for |r| up to 1/2 (relative error 1e-7 before rounding), with 1 as its last term.
-    const TERMS: [f32; 5] = [0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147, 1.0];
+    const TERMS: [f32; 5] = [0.009_671_513, 0.055_507_337, 0.240_222_42, std::f32::consts::LN_2 - 2e-7, 1.0];
     let x = s.max(s.splat(-127.0), x); // in this order NaN is kept
     let n = s.round(x);
     let r = s.sub(x, n);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Chain, Frame, Source, TILE,
+    Chain, Frame, Source, Stage, TILE,
     halves::{self, Method},
 };
 use crate::winograd::POINTS;
@@ -17,6 +17,17 @@ pub(super) struct Schedule {
     pub(super) maps: Vec<MapPlan>,
     /// Lines that all points take, or all bf16.
     pub(super) points: usize,
+    /// The strips from left to right.
+    pub(super) strips: Vec<Strip>,
+}
+
+/// The columns of tiles of a strip.
+#[derive(Debug)]
+pub(super) struct Strip {
+    /// That each stage computes.
+    pub(super) stages: Vec<Range<usize>>,
+    /// Of which each map has points.
+    pub(super) maps: Vec<Range<usize>>,
 }
 
 /// What must be kept of a map.
@@ -24,10 +35,12 @@ pub(super) struct Schedule {
 pub(super) struct MapPlan {
     /// Bands of rows; none of a map that is given, or is the result.
     pub(super) row_bands: usize,
-    /// Bands of points, or of bf16.
+    /// Bands of points, or of bf16; none where a single stage turns what it needs itself.
     pub(super) point_bands: usize,
     /// Where these begin.
     pub(super) points_at: usize,
+    /// Lines from one point to the next: odd, so that the points of a tile do not share one set of the cache.
+    pub(super) pitch: usize,
 }
 
 impl Schedule {
@@ -43,7 +56,7 @@ impl Chain {
     ///
     /// Of all stages whose inputs are there, the last one goes first: so the least is kept.
     pub(super) fn schedule(&self, frame: &Frame, wanted: Range<usize>) -> Schedule {
-        let needed = self.needed(frame, wanted);
+        let needed = self.needed(wanted, |doublings| frame.bands(doublings));
         let mut next: Vec<usize> = needed.iter().map(|bands| bands.start).collect();
         let mut points_done = vec![0; self.maps.len()];
         let mut maps = vec![MapPlan::default(); self.maps.len()];
@@ -53,6 +66,9 @@ impl Chain {
             let (stage, band) = (&self.stages[index], next[index]);
             for &map in &stage.inputs {
                 points_done[map] = points_done[map].max(band + 1);
+                if self.turns_alone(stage) {
+                    continue;
+                }
                 let oldest = self.readers(map).map(|reader| next[reader]).min().expect("this stage reads it");
                 let kept = &mut maps[map].point_bands;
                 *kept = (*kept).max(band + 1 - oldest);
@@ -80,16 +96,37 @@ impl Chain {
                 *kept = (*kept).max(done.saturating_sub(oldest));
             }
         }
+        let strips: Vec<Strip> = (0..frame.strips).map(|strip| self.strip(frame, strip)).collect();
         let mut points = 0;
-        for (plan, map) in maps.iter_mut().zip(&self.maps) {
+        for (index, (plan, map)) in maps.iter_mut().zip(&self.maps).enumerate() {
             plan.points_at = points;
+            let widest = strips.iter().map(|strip| strip.maps[index].len()).max().unwrap_or(0);
+            plan.pitch = (frame.band_tile_rows * widest) | 1;
             let of_a_band = match self.method {
-                Method::Winograd => map.blocks() * POINTS * frame.point_pitch(map.doublings),
+                Method::Winograd => map.blocks() * POINTS * plan.pitch,
                 _ => halves::band_lines(frame, map),
             };
             points += plan.point_bands * of_a_band;
         }
-        Schedule { steps, maps, points }
+        Schedule { steps, maps, points, strips }
+    }
+
+    fn strip(&self, frame: &Frame, strip: usize) -> Strip {
+        let all = frame.tiles(0);
+        let wanted = all * strip / frame.strips..all * (strip + 1) / frame.strips;
+        let stages = self.needed(wanted, |doublings| frame.tiles(doublings));
+        let of_readers = |map: usize| {
+            let readers = || self.readers(map).map(|reader| &stages[reader]);
+            let start = readers().map(|columns| columns.start).min().unwrap_or(0);
+            start..readers().map(|columns| columns.end).max().unwrap_or(0)
+        };
+        let maps = (0..self.maps.len()).map(of_readers).collect();
+        Strip { stages, maps }
+    }
+
+    /// Whether `stage` alone reads its only input, so that it may turn a few tiles into points just before it sums them.
+    pub(super) fn turns_alone(&self, stage: &Stage) -> bool {
+        self.method == Method::Winograd && stage.inputs.len() == 1 && self.readers(stage.inputs[0]).count() == 1
     }
 
     /// The stages that convolve `map`.
@@ -103,8 +140,9 @@ impl Chain {
         self.stages.iter().enumerate().filter(move |(_, stage)| adds(&stage.residuals)).map(|(index, _)| index)
     }
 
-    /// The bands that each stage must compute for the bands `wanted` of the result.
-    fn needed(&self, frame: &Frame, wanted: Range<usize>) -> Vec<Range<usize>> {
+    /// The bands, or columns of tiles, that each stage must compute for those `wanted` of the result. `all` says how many
+    /// a map has.
+    fn needed(&self, wanted: Range<usize>, all: impl Fn(u32) -> usize) -> Vec<Range<usize>> {
         let mut of_maps: Vec<Option<Range<usize>>> = vec![None; self.maps.len()];
         let mut of_stages = vec![0..0; self.stages.len()];
         let include = |of_map: &mut Option<Range<usize>>, bands: Range<usize>| {
@@ -115,7 +153,7 @@ impl Chain {
         };
         if let Some(last) = self.stages.last() {
             let doublings = self.maps[last.output].doublings;
-            let end = (wanted.end << doublings).min(frame.bands(doublings));
+            let end = (wanted.end << doublings).min(all(doublings));
             of_maps[last.output] = Some(wanted.start << doublings..end);
         }
         for (index, stage) in self.stages.iter().enumerate().rev() {
@@ -124,7 +162,7 @@ impl Chain {
             let bands = bands.start >> half..bands.end.div_ceil(1 << half);
             of_stages[index] = bands.clone();
             for &map in &stage.inputs {
-                let all = frame.bands(self.maps[map].doublings);
+                let all = all(self.maps[map].doublings);
                 include(&mut of_maps[map], bands.start.saturating_sub(1)..(bands.end + 1).min(all));
             }
             for (_, map) in &stage.residuals {
