@@ -57,9 +57,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Describes this machine, which computes as said.
-    pub fn new(level: CpuLevel, precision: Precision, threads: usize) -> Self {
-        let (bytes, level) = (level.bytes(precision), level.name());
+    /// Describes this machine, which computes as said: `operations`, or chains of convolutions.
+    pub fn new(level: CpuLevel, precision: Precision, threads: usize, operations: bool) -> Self {
+        let bytes = if operations { level.product_bytes(precision) } else { level.chain_bytes(precision) };
+        let level = level.name();
         let precision = match precision {
             Precision::Exact => "exact",
             Precision::Fast => "fast",

@@ -12,7 +12,7 @@ mod op;
 
 use std::{fs::File, io::Write as _, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use models::{
     processor::{CpuLevel, Precision},
@@ -32,10 +32,10 @@ struct Arguments {
     work: Work,
     /// Height of the tile in pixels; operations have sizes of their own.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    h: u16,
+    h: usize,
     /// Width of the tile in pixels; operations have sizes of their own.
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    w: u16,
+    w: usize,
     /// How many passes are timed, after one on each thread to warm up.
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
@@ -83,12 +83,12 @@ fn main() -> Result<()> {
         How::Fast => Precision::Fast,
         How::Exact => Precision::Exact,
     };
-    let machine = Machine::new(level, precision, threads);
+    let machine = Machine::new(level, precision, threads, matches!(arguments.work, Work::Ops));
     let out =
         arguments.out.as_ref().map(|path| File::create(path).with_context(|| format!("failed to create {path:?}")));
     let mut out = out.transpose()?;
 
-    let (h, w, passes) = (usize::from(arguments.h), usize::from(arguments.w), arguments.n as usize);
+    let (h, w, passes) = (arguments.h, arguments.w, arguments.n as usize);
     let cpu = Cpu { level, precision };
     let mut tell = |figure: Figure, output: &[f32]| {
         println!("{}", if arguments.json { machine.json(&figure)? } else { machine.line(&figure) });
@@ -99,6 +99,7 @@ fn main() -> Result<()> {
         Work::Compact => network::COMPACT,
         Work::Ops => return op::run(arguments.only.as_deref(), passes, cpu, tell),
     };
+    ensure!(h > 0 && w > 0, "a tile of {h} x {w} has no pixels");
     let (figure, output) = network::run(network, h, w, passes, threads, cpu)?;
     tell(figure, &output)
 }

@@ -19,7 +19,6 @@ use std::{fmt, marker::PhantomData};
 
 use crate::{
     line::{HalfLine, Line},
-    operand::ShortProducts,
     product::Products,
 };
 #[cfg(target_arch = "x86_64")]
@@ -107,6 +106,7 @@ impl<T: Tiles> Products for TileProducts<T> {
         a: &[HalfLine],
         rows: usize,
         offsets: &[usize],
+        _last: usize,
         b: &[HalfLine],
         vectors: usize,
         fresh: bool,
@@ -115,8 +115,6 @@ impl<T: Tiles> Products for TileProducts<T> {
         product(&mut T::take(), a, rows, offsets, b, vectors, fresh, out);
     }
 }
-
-impl<T: Tiles> ShortProducts for TileProducts<T> {}
 
 /// What [`Products::product`] does, in registers that are at hand.
 pub(crate) fn product<T: Tiles>(
@@ -281,7 +279,16 @@ pub(crate) mod tests {
 
         fn product<T: Tiles>(&self, fresh: bool) -> Vec<f32> {
             let mut out = if fresh { vec![Line([7.0; 16]); self.before.len()] } else { self.before.clone() };
-            TileProducts::<T>::new().product(&self.a, self.rows, &self.offsets, &self.b, self.vectors, fresh, &mut out);
+            TileProducts::<T>::new().product(
+                &self.a,
+                self.rows,
+                &self.offsets,
+                32,
+                &self.b,
+                self.vectors,
+                fresh,
+                &mut out,
+            );
             out.iter().flat_map(|line| line.0).collect()
         }
 
@@ -342,7 +349,7 @@ pub(crate) mod tests {
         let together = case.product::<Emulated>(true);
         for (row, sums) in together.chunks_exact(32).enumerate() {
             let mut alone = vec![Line::ZERO; 2];
-            TileProducts::<Emulated>::new().product(&case.a[row..], 1, &case.offsets, &case.b, 2, true, &mut alone);
+            TileProducts::<Emulated>::new().product(&case.a[row..], 1, &case.offsets, 32, &case.b, 2, true, &mut alone);
             assert_eq!([alone[0].0, alone[1].0].concat(), sums, "row {row}");
         }
     }
@@ -357,7 +364,7 @@ pub(crate) mod tests {
             }
         }
         let mut out = [Line([before; 16])];
-        TileProducts::<T>::new().product(&a, 1, &[0], &b, 1, false, &mut out);
+        TileProducts::<T>::new().product(&a, 1, &[0], 32, &b, 1, false, &mut out);
         out[0].0[0]
     }
 

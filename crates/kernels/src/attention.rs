@@ -11,8 +11,9 @@ use crate::{
     level::Level,
     line::{Line, zeroed},
     math::exp2_falling,
-    operand::{Operand, Packed, ProductKernel, ShortProducts, dispatch},
+    operand::{Operand, Packed, ProductKernel, dispatch},
     precision::Precision,
+    product::Products,
     simd::{LANES, Simd},
     threads,
 };
@@ -133,7 +134,7 @@ impl ProductKernel for PackKeys<'_> {
     type Output = (Packed, Packed);
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, _: P) -> (Packed, Packed) {
+    fn run<S: Simd, P: Products>(self, s: S, _: P) -> (Packed, Packed) {
         let Self { width, k, v, head, keys } = self;
         let numbers = P::Line::NUMBERS;
         let count = keys.len();
@@ -180,7 +181,7 @@ impl ProductKernel for Queries<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) {
+    fn run<S: Simd, P: Products>(self, s: S, products: P) {
         let Self { attention, q, packed, queries, out } = self;
         let Attention { heads, keys, width, mask, .. } = *attention;
         let numbers = P::Line::NUMBERS;
@@ -234,7 +235,7 @@ impl ProductKernel for Queries<'_> {
                     let value_offsets: [usize; BLOCK_KEYS / LANES] = std::array::from_fn(|l| l * width);
                     for (group, first) in groups.iter_mut().zip(some.clone().step_by(size)) {
                         let scores = &mut scores[..count * vectors];
-                        products.short_product(rows, count, &row_offsets, last, &group.columns, vectors, scores);
+                        products.product(rows, count, &row_offsets, last, &group.columns, vectors, true, scores);
                         mask_scores(mask, scores, vectors, first, start, attention);
                         weigh(s, products, scores, vectors, group, &mut weights);
                         let lines = count.div_ceil(numbers);
@@ -243,6 +244,7 @@ impl ProductKernel for Queries<'_> {
                             values,
                             width,
                             offsets,
+                            P::Line::NUMBERS,
                             &weights[..lines * size],
                             vectors,
                             false,
@@ -298,7 +300,7 @@ fn mask_scores(
 
 /// Turns scores into weights, and makes what the group has seen so far relative to its new greatest scores.
 #[inline(always)]
-fn weigh<S: Simd, P: ShortProducts>(
+fn weigh<S: Simd, P: Products>(
     s: S,
     products: P,
     scores: &[Line],

@@ -9,7 +9,7 @@ use crate::{
     amx::{Hardware, TileProducts, Tiles},
     level::Level,
     line::{HalfLine, Line},
-    operand::{ProductKernel, ShortProducts},
+    operand::ProductKernel,
     product::Products,
     simd::{self, Kernel, LANES, Simd},
 };
@@ -59,7 +59,7 @@ impl<K: ProductKernel, T: Tiles> ProductKernel for OnTiles<K, T> {
     type Output = K::Output;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, _: P) -> K::Output {
+    fn run<S: Simd, P: Products>(self, s: S, _: P) -> K::Output {
         self.0.run(s, Tiled::<T>(Bf16(()), TileProducts::new()))
     }
 }
@@ -138,40 +138,6 @@ impl Bf16 {
         }
     }
 
-    /// Cuts rows into tiles. Of the last line, the first `last` numbers count.
-    #[inline(always)]
-    fn tiles(
-        self,
-        a: &[HalfLine],
-        rows: usize,
-        offsets: &[usize],
-        last: usize,
-        b: &[HalfLine],
-        vectors: usize,
-        fresh: bool,
-        out: &mut [Line],
-    ) {
-        let last = last.div_ceil(2);
-        let mut from = 0;
-        let blocks = rows.div_ceil(ROWS);
-        for block in 0..blocks {
-            let to = rows * (block + 1) / blocks; // as even as can be
-            let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
-            // One function for each number of rows, since registers cannot be counted at run time.
-            macro_rules! tiles {
-                ($($rows:literal)*) => {
-                    match (to - from, vectors) {
-                        $(($rows, 1) => self.tile::<$rows, 1>(a, offsets, last, b, fresh, out),)*
-                        $(($rows, 2) => self.tile::<$rows, 2>(a, offsets, last, b, fresh, out),)*
-                        _ => unreachable!("at most {ROWS} rows of one or two vectors"),
-                    }
-                };
-            }
-            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            from = to;
-        }
-    }
-
     /// Sums one tile in registers. Of the last line, the first `last` pairs count.
     #[inline(always)]
     fn tile<const ROWS: usize, const VECTORS: usize>(
@@ -246,28 +212,31 @@ impl Products for Bf16 {
         a: &[HalfLine],
         rows: usize,
         offsets: &[usize],
+        last: usize,
         b: &[HalfLine],
         vectors: usize,
         fresh: bool,
         out: &mut [Line],
     ) {
-        self.tiles(a, rows, offsets, 2 * PAIRS, b, vectors, fresh, out);
-    }
-}
-
-impl ShortProducts for Bf16 {
-    #[inline(always)]
-    fn short_product(
-        self,
-        a: &[HalfLine],
-        rows: usize,
-        offsets: &[usize],
-        last: usize,
-        b: &[HalfLine],
-        vectors: usize,
-        out: &mut [Line],
-    ) {
-        self.tiles(a, rows, offsets, last, b, vectors, true, out);
+        let last = last.div_ceil(2);
+        let mut from = 0;
+        let blocks = rows.div_ceil(ROWS);
+        for block in 0..blocks {
+            let to = rows * (block + 1) / blocks; // as even as can be
+            let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
+            // One function for each number of rows, since registers cannot be counted at run time.
+            macro_rules! tiles {
+                ($($rows:literal)*) => {
+                    match (to - from, vectors) {
+                        $(($rows, 1) => self.tile::<$rows, 1>(a, offsets, last, b, fresh, out),)*
+                        $(($rows, 2) => self.tile::<$rows, 2>(a, offsets, last, b, fresh, out),)*
+                        _ => unreachable!("at most {ROWS} rows of one or two vectors"),
+                    }
+                };
+            }
+            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            from = to;
+        }
     }
 
     #[inline(always)]
@@ -308,16 +277,15 @@ impl<T: Tiles> Products for Tiled<T> {
         a: &[HalfLine],
         rows: usize,
         offsets: &[usize],
+        last: usize,
         b: &[HalfLine],
         vectors: usize,
         fresh: bool,
         out: &mut [Line],
     ) {
-        self.1.product(a, rows, offsets, b, vectors, fresh, out);
+        self.1.product(a, rows, offsets, last, b, vectors, fresh, out);
     }
-}
 
-impl<T: Tiles> ShortProducts for Tiled<T> {
     #[inline(always)]
     fn set_columns<S: Simd>(
         self,

@@ -201,7 +201,11 @@ impl Chain {
         assert!(inputs.iter().all(|input| self.maps[input.0].doublings == doublings), "inputs of one size");
         let channels: Vec<usize> = inputs.iter().map(|input| self.maps[input.0].channels).collect();
         let outputs = conv.bias.len();
-        assert_eq!(conv.weight.len(), outputs * channels.iter().sum::<usize>() * 9, "weights for all inputs and outputs");
+        assert_eq!(
+            conv.weight.len(),
+            outputs * channels.iter().sum::<usize>() * 9,
+            "weights for all inputs and outputs"
+        );
         for (_, map) in &conv.residuals {
             let map = &self.maps[map.0];
             assert_eq!((map.channels, map.doublings), (outputs, doublings), "a residual as large as the result");
@@ -241,7 +245,8 @@ impl Chain {
     /// Bytes that the packed weights take.
     pub fn weight_bytes(&self) -> usize {
         let of_stage = |stage: &Stage| {
-            stage.groups.iter().map(Group::bytes).sum::<usize>() + stage.halves.iter().map(HalfGroup::bytes).sum::<usize>()
+            stage.groups.iter().map(Group::bytes).sum::<usize>()
+                + stage.halves.iter().map(HalfGroup::bytes).sum::<usize>()
         };
         self.stages.iter().map(of_stage).sum()
     }
@@ -335,7 +340,8 @@ impl Chain {
         }
         threads::each(jobs, |(bands, scratch, target)| {
             let schedule = self.schedule(&frame, bands);
-            let run = Run { chain: self, frame, given, schedule: &schedule, scratch, target, goes_on, stopped: &stopped };
+            let run =
+                Run { chain: self, frame, given, schedule: &schedule, scratch, target, goes_on, stopped: &stopped };
             dispatch(self.level, run);
         });
         if stopped.into_inner() { Err(Interrupted) } else { Ok(()) }
@@ -600,7 +606,9 @@ impl Run<'_> {
             let sum_pitch = chunk.len() | 1;
             if ALONE {
                 let map = stage.inputs[0];
-                for (block, out) in scratch.turned.chunks_exact_mut(POINTS * sum_pitch).enumerate().take(chain.maps[map].blocks()) {
+                for (block, out) in
+                    scratch.turned.chunks_exact_mut(POINTS * sum_pitch).enumerate().take(chain.maps[map].blocks())
+                {
                     for (first, tile_row, columns) in segments.clone() {
                         rows.turn(s, (map, block), tile_row, columns, &scratch.beyond, &mut out[first..], sum_pitch);
                     }
@@ -622,7 +630,7 @@ impl Run<'_> {
                 let mut at = 0;
                 for group in &stage.groups {
                     let out = &mut scratch.sums[(at * POINTS + point * group.vectors) * sum_pitch..];
-                    F32(s).product(points, chunk.len(), &offsets, group.at(point), group.vectors, true, out);
+                    F32(s).product(points, chunk.len(), &offsets, BLOCK, group.at(point), group.vectors, true, out);
                     at += group.vectors;
                 }
             }
@@ -664,7 +672,7 @@ enum To<'a, 't> {
     /// Into lines: where the rows begin, twice where the sides double.
     Lines { lines: &'a mut [Line], rows: [[usize; 2]; TILE], times: usize },
     /// Into pixels: the row in the picture, and in these pixels.
-    Pixels { pixels: &'a mut Pixels<'t>, y: usize, row: usize, block: usize, outputs: usize },
+    Pixels { pixels: &'a mut Pixels<'t>, y: usize, row: usize, places: Places },
 }
 
 impl<'a, 't, S: Simd> Ends<'a, 't, S> {
@@ -701,8 +709,8 @@ impl<'a, 't, S: Simd> Ends<'a, 't, S> {
                     To::Lines { rows: starts(*pitch, *first, usize::MAX), lines, times }
                 }
                 Target::Pixels { pixels, first } => {
-                    let outputs = map.channels;
-                    To::Pixels { pixels, y, row: y - *first, block, outputs }
+                    let places = pixels.places(block, map.channels, w);
+                    To::Pixels { pixels, y, row: y - *first, places }
                 }
             }
         } else {
@@ -748,9 +756,9 @@ impl<'a, 't, S: Simd> Ends<'a, 't, S> {
                         }
                     }
                 }
-                To::Pixels { pixels, y, row, block, outputs } => {
+                To::Pixels { pixels, y, row, places } => {
                     for (i, value) in values.into_iter().enumerate().take(wide) {
-                        pixels.put(*block, (*y + j, *row + j), x + i, self.w, *outputs, &s.array(value));
+                        pixels.put(places, (*y + j, *row + j), x + i, &s.array(value));
                     }
                 }
             }
@@ -759,28 +767,47 @@ impl<'a, 't, S: Simd> Ends<'a, 't, S> {
 }
 
 impl Pixels<'_> {
-    /// Puts the channels of a block of the result at (y, x), which are `values`, where they belong. Rows of the result begin
-    /// at another one in `base` than in `out`.
-    fn put(
-        &mut self,
-        block: usize,
-        (y_of_base, y): (usize, usize),
-        x: usize,
-        w: usize,
-        outputs: usize,
-        values: &[f32; LANES],
-    ) {
-        let area = self.shuffle * self.shuffle;
-        let spread = if outputs == area { self.channels } else { 1 }; // one channel counts for all
-        for (channel, value) in (block * BLOCK..outputs).zip(values) {
+    /// Where the channels of a block go in rows of `w` pixels of a result of `outputs` channels.
+    fn places(&self, block: usize, outputs: usize, w: usize) -> Places {
+        let (area, row) = (self.shuffle * self.shuffle, w * self.shuffle * self.channels);
+        let mut places = Places { w, count: 0, at: [0; LANES], base: [0; LANES], spread: 1 };
+        if outputs == area {
+            places.spread = self.channels; // one channel counts for all
+        }
+        for (lane, channel) in (block * BLOCK..outputs.min((block + 1) * BLOCK)).enumerate() {
             let (c, i, j) = (channel / area, channel % area / self.shuffle, channel % self.shuffle);
-            let pixel = ((y * self.shuffle + i) * w + x) * self.shuffle + j;
-            for c in c..c + spread {
-                let base = self.base.map_or(0.0, |(base, channels)| {
-                    base[(y_of_base * w + x) * channels + c.min(channels - 1)]
-                });
-                self.out[pixel * self.channels + c] = value + base;
+            places.count = lane + 1;
+            places.at[lane] = i * row + j * self.channels + c;
+            places.base[lane] = c;
+        }
+        places
+    }
+
+    /// Puts `values`, a block of the result at column `x`, where they belong, in row `row` of these pixels. In `base` that
+    /// is row `y`.
+    #[inline(always)]
+    fn put(&mut self, places: &Places, (y, row): (usize, usize), x: usize, values: &[f32; LANES]) {
+        let start = (row * self.shuffle * places.w + x) * self.shuffle * self.channels;
+        let base = self.base.map(|(base, channels)| &base[(y * places.w + x) * channels..][..channels]);
+        for ((value, at), c) in values.iter().zip(places.at).zip(places.base).take(places.count) {
+            for more in 0..places.spread {
+                let base = base.map_or(0.0, |base| base[(c + more).min(base.len() - 1)]);
+                self.out[start + at + more] = value + base;
             }
         }
     }
+}
+
+/// Where the channels of a block go.
+struct Places {
+    /// Pixels of a row of the result.
+    w: usize,
+    /// How many channels there are.
+    count: usize,
+    /// For each, how far behind the first of its pixel's numbers.
+    at: [usize; LANES],
+    /// For each, the channel that is added to it.
+    base: [usize; LANES],
+    /// To how many channels, from there on, each goes.
+    spread: usize,
 }

@@ -10,10 +10,10 @@ use crate::{
     level::Level,
     line::{Line, zeroed},
     linear::Epilogue,
-    operand::{self, Operand, Packed, ProductKernel, ShortProducts},
+    operand::{self, Operand, Packed, ProductKernel},
     picture::{BLOCK, TILE, row_lines},
     precision::Precision,
-    product::{F32, Products as _},
+    product::{F32, Products},
     simd::{Kernel, LANES, Simd, dispatch},
     threads,
     winograd::{self, IN, OUT, POINTS},
@@ -111,7 +111,10 @@ impl Conv2d {
         let (out_h, out_w) = self.shape.output(h, w);
         assert_eq!(x.len(), self.shape.inputs * h * w, "as many numbers as the inputs have pixels");
         assert_eq!(out.len(), self.shape.outputs * out_h * out_w, "as many numbers as the outputs have pixels");
-        assert!(epilogue.residual.is_none_or(|residual| residual.len() == out.len()), "a residual as large as the result");
+        assert!(
+            epilogue.residual.is_none_or(|residual| residual.len() == out.len()),
+            "a residual as large as the result"
+        );
         if out.is_empty() {
             return;
         }
@@ -161,7 +164,8 @@ impl Conv2d {
         let jobs = self.jobs(out, out_h * out_w, out_w, (0, out_h), 1);
         threads::each(jobs, |part| {
             let width = w + 2 * self.shape.padding;
-            let direct = Direct { conv: self, weights, lines: &lines, width, out_w, plane: out_h * out_w, epilogue, part };
+            let direct =
+                Direct { conv: self, weights, lines: &lines, width, out_w, plane: out_h * out_w, epilogue, part };
             operand::dispatch(self.level, self.precision, direct);
         });
     }
@@ -390,7 +394,7 @@ impl Kernel for FromPoints<'_> {
                             (first..last).map(|block| (block * POINTS + point) * pitch + chunk.start).collect();
                         let kernels = &kernels[point * of_point..][..(last - first) * BLOCK * vectors];
                         let sums = &mut sums[point * sum_pitch * vectors..];
-                        F32(s).product(points, chunk.len(), &offsets, kernels, vectors, first == 0, sums);
+                        F32(s).product(points, chunk.len(), &offsets, BLOCK, kernels, vectors, first == 0, sums);
                     }
                     if last < lines {
                         continue;
@@ -438,7 +442,7 @@ impl ProductKernel for Pack<'_> {
     type Output = Packed;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, _: S, products: P) -> Packed {
+    fn run<S: Simd, P: Products>(self, _: S, products: P) -> Packed {
         let Shape { outputs, inputs, kernel, .. } = self.shape;
         let taps = kernel * kernel;
         let lines = inputs.div_ceil(P::Line::NUMBERS);
@@ -473,7 +477,7 @@ impl ProductKernel for Spread<'_> {
     type Output = Packed;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, _: S, _: P) -> Packed {
+    fn run<S: Simd, P: Products>(self, _: S, _: P) -> Packed {
         let Self { shape: Shape { inputs, stride, padding, .. }, x, h, w } = self;
         let lines = inputs.div_ceil(P::Line::NUMBERS);
         let phase = (w + 2 * padding).div_ceil(stride);
@@ -511,7 +515,7 @@ impl ProductKernel for Direct<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) {
+    fn run<S: Simd, P: Products>(self, s: S, products: P) {
         let Self { conv, weights, lines, width, out_w, plane, epilogue, mut part } = self;
         let (weights, inputs) = (P::Line::lines(weights), P::Line::lines(lines));
         let Shape { kernel, stride, inputs: channels, .. } = conv.shape;
@@ -534,7 +538,7 @@ impl ProductKernel for Direct<'_> {
                 }
                 let vectors = group.len();
                 let weights = &weights[group.start * of_vector..][..vectors * of_vector];
-                products.product(inputs, out_w, &offsets, weights, vectors, true, &mut sums);
+                products.product(inputs, out_w, &offsets, P::Line::NUMBERS, weights, vectors, true, &mut sums);
                 for vector in 0..vectors {
                     let bias = s.load(&conv.bias[group.start + vector].0);
                     for x in 0..out_w {
@@ -590,9 +594,12 @@ mod tests {
             let Shape { outputs, inputs, kernel, stride, padding } = self.shape;
             let (out_h, out_w) = self.shape.output(self.h, self.w);
             let mut out = Vec::new();
-            for (o, y, x) in (0..outputs).flat_map(|o| (0..out_h).flat_map(move |y| (0..out_w).map(move |x| (o, y, x)))) {
+            for (o, y, x) in (0..outputs).flat_map(|o| (0..out_h).flat_map(move |y| (0..out_w).map(move |x| (o, y, x))))
+            {
                 let mut sum = f64::from(self.bias[o]);
-                for (i, ky, kx) in (0..inputs).flat_map(|i| (0..kernel).flat_map(move |y| (0..kernel).map(move |x| (i, y, x)))) {
+                for (i, ky, kx) in
+                    (0..inputs).flat_map(|i| (0..kernel).flat_map(move |y| (0..kernel).map(move |x| (i, y, x))))
+                {
                     let (y, x) = ((y * stride + ky).wrapping_sub(padding), (x * stride + kx).wrapping_sub(padding));
                     if y < self.h && x < self.w {
                         let weight = self.weight[((o * inputs + i) * kernel + ky) * kernel + kx];
@@ -638,7 +645,8 @@ mod tests {
                 }
                 for (precision, tolerance) in [(Precision::Exact, 1e-5), (Precision::Fast, 2e-2)] {
                     let got = case.run(level, precision, None, false);
-                    let worst = got.iter().zip(&plain).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
+                    let worst =
+                        got.iter().zip(&plain).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
                     let (shape, h, w) = (case.shape, case.h, case.w);
                     assert!(worst < tolerance, "{level} {precision:?} {shape:?} {h}x{w}: off by {worst}");
                 }
@@ -662,7 +670,7 @@ mod tests {
     #[test]
     fn bytes_depend_on_neither_threads_nor_the_width_of_vectors() {
         for case in cases() {
-            let levels = Level::available().filter(|level| level.bytes(Precision::Exact) == "fma-1");
+            let levels = Level::available().filter(|level| level.chain_bytes(Precision::Exact) == "fma-1");
             let of_levels: Vec<_> = levels.map(|level| case.run(level, Precision::Exact, None, true)).collect();
             assert!(of_levels.windows(2).all(|pair| pair[0] == pair[1]), "{:?}", case.shape);
             for precision in [Precision::Exact, Precision::Fast] {

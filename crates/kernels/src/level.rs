@@ -41,11 +41,7 @@ impl Level {
             Self::Portable => true,
             Self::Avx2 => has!("avx2") && has!("fma"),
             Self::Avx512 => {
-                Self::Avx2.is_available()
-                    && has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512dq")
-                    && has!("avx512vl")
+                Self::Avx2.is_available() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }
             Self::Avx512Bf16 => Self::Avx512.is_available() && has!("avx512bf16"),
             Self::Amx => Self::Avx512Bf16.is_available() && crate::amx::is_available(),
@@ -71,17 +67,26 @@ impl Level {
 }
 
 impl Level {
-    /// Names what this level computes, as far as it can change bytes: levels of one name give the same ones. The number
-    /// grows whenever a kernel comes to give others.
+    /// Names what chains of convolutions compute at this level, as far as it can change bytes: levels of one name give the same
+    /// ones. The number grows whenever a kernel comes to give others.
     ///
     /// Levels that multiply and add in one step share their f32 results, however many numbers they take at a time. Only tiles
     /// gain enough from bf16 to be worth other bytes.
-    pub const fn bytes(self, precision: Precision) -> &'static str {
+    pub const fn chain_bytes(self, precision: Precision) -> &'static str {
         match (self, precision) {
             (Self::Amx, Precision::Fast) => "amx-1",
             (Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx, _) => "fma-1",
             (Self::Portable, _) if cfg!(target_arch = "x86_64") => "portable-1",
             (Self::Portable, _) => "portable-fma-1", // other processors multiply and add in one step, see `simd::portable`
+        }
+    }
+
+    /// Names what linear layers, attention and single convolutions compute, as [`Self::chain_bytes`] does: these also gain
+    /// from bf16 pairs.
+    pub const fn product_bytes(self, precision: Precision) -> &'static str {
+        match (self, precision) {
+            (Self::Avx512Bf16, Precision::Fast) => "bf16-1",
+            _ => self.chain_bytes(precision),
         }
     }
 }
@@ -121,11 +126,7 @@ impl FromStr for Level {
 impl Level {
     /// This level, if this processor has it.
     pub fn checked(self) -> Result<Self, LevelError> {
-        if self.is_available() {
-            Ok(self)
-        } else {
-            Err(LevelError::Unavailable { wanted: self, best: Self::detect() })
-        }
+        if self.is_available() { Ok(self) } else { Err(LevelError::Unavailable { wanted: self, best: Self::detect() }) }
     }
 }
 

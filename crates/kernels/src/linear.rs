@@ -6,8 +6,9 @@ use crate::{
     level::Level,
     line::{Line, zeroed},
     math::Function,
-    operand::{Operand, Packed, ProductKernel, ShortProducts, dispatch},
+    operand::{Operand, Packed, ProductKernel, dispatch},
     precision::Precision,
+    product::Products,
     simd::{LANES, Simd, lanes, lanes_mut},
     threads,
 };
@@ -143,7 +144,7 @@ impl ProductKernel for Pack<'_> {
     type Output = Packed;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, _: S, products: P) -> Packed {
+    fn run<S: Simd, P: Products>(self, _: S, products: P) -> Packed {
         let lines = self.inputs.div_ceil(P::Line::NUMBERS);
         let mut weights = vec![P::Line::ZERO; self.vectors.len() * lines * LANES];
         let group = products.group() / LANES;
@@ -182,7 +183,7 @@ impl ProductKernel for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) {
+    fn run<S: Simd, P: Products>(self, s: S, products: P) {
         let Self { layer, x, epilogue, out } = self;
         let (inputs, outputs) = (layer.inputs, layer.outputs);
         let weights = P::Line::lines(&layer.weights);
@@ -206,7 +207,7 @@ impl ProductKernel for Forward<'_> {
                 for first in (0..vectors).step_by(group) {
                     let weights = &weights[(vector + first) * lines * LANES..][..sized * lines * LANES];
                     let sums = &mut sums[first * rows..][..sized * rows];
-                    products.short_product(&packed, rows, &offsets, last, weights, sized, sums);
+                    products.product(&packed, rows, &offsets, last, weights, sized, true, sums);
                 }
                 let at = |row: usize, v: usize| if sized == vectors { row * vectors + v } else { v * rows + row };
                 for v in (0..vectors).step_by(if layer.gated { 2 } else { 1 }) {
@@ -350,7 +351,7 @@ impl ProductKernel for PackOutputs<'_> {
     type Output = Packed;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, _: P) -> Packed {
+    fn run<S: Simd, P: Products>(self, s: S, _: P) -> Packed {
         let lines = self.inputs.div_ceil(P::Line::NUMBERS);
         let outputs = self.weight.len() / self.inputs;
         let mut weights = vec![P::Line::ZERO; outputs * lines];
@@ -381,7 +382,7 @@ impl ProductKernel for PackPixels<'_> {
     type Output = Packed;
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) -> Packed {
+    fn run<S: Simd, P: Products>(self, s: S, products: P) -> Packed {
         let inputs = self.conv.inputs;
         let all = self.x.len() / inputs;
         let lines = inputs.div_ceil(P::Line::NUMBERS);
@@ -425,7 +426,7 @@ impl ProductKernel for Channels<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) {
+    fn run<S: Simd, P: Products>(self, s: S, products: P) {
         let Self { conv, columns, rows, epilogue, out } = self;
         let weights = P::Line::lines(&conv.weights);
         let lines = conv.inputs.div_ceil(P::Line::NUMBERS);
@@ -444,13 +445,14 @@ impl ProductKernel for Channels<'_> {
                 let groups = P::Line::lines(columns).chunks(group * lines * LANES);
                 for (start, columns) in part.clone().step_by(group * LANES).zip(groups) {
                     let vectors = columns.len() / (lines * LANES);
-                    products.short_product(
+                    products.product(
                         weights,
                         some.len(),
                         &offsets,
                         last,
                         columns,
                         vectors,
+                        true,
                         &mut sums[..some.len() * vectors],
                     );
                     for (row, sums) in some.clone().zip(sums.chunks_exact(vectors)) {

@@ -151,127 +151,10 @@ impl Operand for HalfLine {
     }
 }
 
-/// [`Products`] of rows that may be shorter than their lines.
-pub(crate) trait ShortProducts: Products<Line: Operand> {
-    /// [`Products::product`], where only the first `last` numbers of the last line are not zero, in rows as in columns.
-    /// The others may be left out.
-    #[inline(always)]
-    fn short_product(
-        self,
-        a: &[Self::Line],
-        rows: usize,
-        offsets: &[usize],
-        _last: usize,
-        b: &[Self::Line],
-        vectors: usize,
-        out: &mut [Line],
-    ) {
-        self.product(a, rows, offsets, b, vectors, true, out);
-    }
-
-    /// [`Operand::set_columns`], with what instructions there are for it.
-    #[inline(always)]
-    fn set_columns<S: Simd>(
-        self,
-        s: S,
-        lines: &mut [Self::Line],
-        vectors: usize,
-        k: usize,
-        vector: usize,
-        values: [S::V; 2],
-    ) {
-        Self::Line::set_columns(s, lines, vectors, k, vector, values);
-    }
-}
-
-impl<S: Simd> ShortProducts for F32<S> {
-    #[inline(always)]
-    fn short_product(
-        self,
-        a: &[Line],
-        rows: usize,
-        offsets: &[usize],
-        last: usize,
-        b: &[Line],
-        vectors: usize,
-        out: &mut [Line],
-    ) {
-        let mut from = 0;
-        let blocks = rows.div_ceil(S::ROWS);
-        for block in 0..blocks {
-            let to = rows * (block + 1) / blocks; // as even as can be
-            let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
-            macro_rules! tiles {
-                ($($rows:literal)*) => {
-                    match (to - from, vectors) {
-                        $(($rows, 1) if $rows <= S::ROWS => tile::<S, $rows, 1>(self.0, a, offsets, last, b, out),)*
-                        $(($rows, 2) if $rows <= S::ROWS && S::VECTORS == 2 => tile::<S, $rows, 2>(self.0, a, offsets, last, b, out),)*
-                        _ => unreachable!("at most S::ROWS rows of one or two vectors"),
-                    }
-                };
-            }
-            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            from = to;
-        }
-    }
-}
-
-/// Sums one tile in registers; see [`crate::product`].
-#[inline(always)]
-fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    s: S,
-    a: &[Line],
-    offsets: &[usize],
-    last: usize,
-    b: &[Line],
-    out: &mut [Line],
-) {
-    // Arrays of known sizes, so that sums stay in registers.
-    let out: &mut [[Line; VECTORS]; ROWS] =
-        out.as_chunks_mut().0.try_into().expect("as many results as rows and vectors");
-    let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-    let (last_offset, offsets) = offsets.split_last().expect("at least one line");
-    let (lines, last_line) = b.split_at(offsets.len() * LANES * VECTORS);
-    for (&offset, b) in offsets.iter().zip(lines.chunks_exact(LANES * VECTORS)) {
-        let a: &[Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
-        for k in 0..LANES {
-            add(s, a, k, &b[k * VECTORS..], &mut sums);
-        }
-    }
-    let a: &[Line; ROWS] = a[*last_offset..last_offset + ROWS].try_into().expect("as many lines as rows");
-    for k in 0..last.min(LANES) {
-        add(s, a, k, &last_line[k * VECTORS..], &mut sums);
-    }
-    for (sums, out) in sums.iter().zip(out) {
-        for (sum, line) in sums.iter().zip(out) {
-            s.store(*sum, &mut line.0);
-        }
-    }
-}
-
-/// Adds the products of number `k` of each row.
-#[inline(always)]
-fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    s: S,
-    a: &[Line; ROWS],
-    k: usize,
-    b: &[Line],
-    sums: &mut [[S::V; VECTORS]; ROWS],
-) {
-    let b: &[Line; VECTORS] = b[..VECTORS].try_into().expect("as many columns as vectors");
-    let b: [S::V; VECTORS] = std::array::from_fn(|v| s.load(&b[v].0));
-    for (sums, a) in sums.iter_mut().zip(a) {
-        let a = s.splat(a.0[k]);
-        for (sum, b) in sums.iter_mut().zip(b) {
-            *sum = s.mul_add(a, b, *sum);
-        }
-    }
-}
-
 /// A kernel that takes products. Its `run` must be `#[inline(always)]`, as that of a [`Kernel`].
 pub(crate) trait ProductKernel {
     type Output;
-    fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) -> Self::Output;
+    fn run<S: Simd, P: Products>(self, s: S, products: P) -> Self::Output;
 }
 
 /// Runs `kernel` with the instructions of `level`, and the products that are best there for `precision`.
@@ -369,7 +252,7 @@ pub(crate) mod tests {
         type Output = Option<(Vec<f32>, Vec<f64>)>;
 
         #[inline(always)]
-        fn run<S: Simd, P: ShortProducts>(self, s: S, products: P) -> Self::Output {
+        fn run<S: Simd, P: Products>(self, s: S, products: P) -> Self::Output {
             let Self { rows, numbers, vectors, short } = self;
             if vectors > products.group() / LANES {
                 return None;
@@ -401,12 +284,18 @@ pub(crate) mod tests {
             let last = numbers - (lines - 1) * P::Line::NUMBERS;
             let (mut out, mut again) =
                 (vec![Line([7.0; LANES]); rows * vectors], vec![Line([0.0; LANES]); rows * vectors]);
-            if short {
-                products.short_product(&packed, rows, &offsets, last, &columns, vectors, &mut out);
-            } else {
-                products.product(&packed, rows, &offsets, &columns, vectors, true, &mut out);
-            }
-            products.product(&packed, rows, &offsets, &plain, vectors, false, &mut again);
+            let all = P::Line::NUMBERS;
+            products.product(
+                &packed,
+                rows,
+                &offsets,
+                if short { last } else { all },
+                &columns,
+                vectors,
+                true,
+                &mut out,
+            );
+            products.product(&packed, rows, &offsets, all, &plain, vectors, false, &mut again);
             assert_eq!(out, again, "{rows} rows of {numbers}");
             let want = (0..rows * vectors * LANES).map(|i| {
                 let (row, column) = (i / (vectors * LANES), i % (vectors * LANES));

@@ -9,13 +9,14 @@
 
 use crate::{
     line::Line,
+    operand::Operand,
     simd::{LANES, Simd},
 };
 
 /// A way to sum products.
 pub(crate) trait Products: Copy + Send + Sync {
     /// Neighbouring channels of a row.
-    type Line: Copy + Send + Sync;
+    type Line: Operand;
 
     /// Outputs that are best computed together, 16 or 32.
     fn group(self) -> usize;
@@ -23,18 +24,34 @@ pub(crate) trait Products: Copy + Send + Sync {
     /// Adds up the products of `rows` rows with the weights of a group of `vectors` * 16 outputs, at most [`Self::group`].
     ///
     /// Row r takes the lines `a[offset + r]` for each of `offsets`; the weights of the i-th are the `16 * vectors` lines from
-    /// `i * 16 * vectors` of `b`. Row r of the result is the lines from `r * vectors` of `out`; what they hold is added to,
-    /// unless `fresh`.
+    /// `i * 16 * vectors` of `b`. Of the last line only the first `last` numbers are not zero, in rows as in weights; the others
+    /// may be left out. Row r of the result is the lines from `r * vectors` of `out`; what they hold is added to, unless
+    /// `fresh`.
     fn product(
         self,
         a: &[Self::Line],
         rows: usize,
         offsets: &[usize],
+        last: usize,
         b: &[Self::Line],
         vectors: usize,
         fresh: bool,
         out: &mut [Line],
     );
+
+    /// [`Operand::set_columns`], with what instructions there are for it.
+    #[inline(always)]
+    fn set_columns<S: Simd>(
+        self,
+        s: S,
+        lines: &mut [Self::Line],
+        vectors: usize,
+        k: usize,
+        vector: usize,
+        values: [S::V; 2],
+    ) {
+        Self::Line::set_columns(s, lines, vectors, k, vector, values);
+    }
 }
 
 /// Products of f32 with the vectors of a level.
@@ -55,6 +72,7 @@ impl<S: Simd> Products for F32<S> {
         a: &[Line],
         rows: usize,
         offsets: &[usize],
+        last: usize,
         b: &[Line],
         vectors: usize,
         fresh: bool,
@@ -69,8 +87,10 @@ impl<S: Simd> Products for F32<S> {
             macro_rules! tiles {
                 ($($rows:literal)*) => {
                     match (to - from, vectors) {
-                        $(($rows, 1) if $rows <= S::ROWS => tile::<S, $rows, 1>(self.0, a, offsets, b, fresh, out),)*
-                        $(($rows, 2) if $rows <= S::ROWS && S::VECTORS == 2 => tile::<S, $rows, 2>(self.0, a, offsets, b, fresh, out),)*
+                        $(($rows, 1) if $rows <= S::ROWS => self.tile::<$rows, 1>(a, offsets, last, b, fresh, out),)*
+                        $(($rows, 2) if $rows <= S::ROWS && S::VECTORS == 2 => {
+                            self.tile::<$rows, 2>(a, offsets, last, b, fresh, out);
+                        })*
                         _ => unreachable!("at most S::ROWS rows of one or two vectors"),
                     }
                 };
@@ -81,41 +101,66 @@ impl<S: Simd> Products for F32<S> {
     }
 }
 
-/// Sums one tile of `ROWS` rows and `VECTORS` vectors of outputs in registers.
-#[inline(always)]
-fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    s: S,
-    a: &[Line],
-    offsets: &[usize],
-    b: &[Line],
-    fresh: bool,
-    out: &mut [Line],
-) {
-    // Only loops of constant length touch the sums, or they would lie in memory instead of registers.
-    let out = &mut out[..ROWS * VECTORS];
-    let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-    if !fresh {
-        for row in 0..ROWS {
-            for vector in 0..VECTORS {
-                sums[row][vector] = s.load(&out[row * VECTORS + vector].0);
-            }
-        }
-    }
-    for (&offset, b) in offsets.iter().zip(b.chunks_exact(LANES * VECTORS)) {
-        let a: &[Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
-        for (k, b) in b.chunks_exact(VECTORS).enumerate() {
-            let b: [S::V; VECTORS] = std::array::from_fn(|v| s.load(&b[v].0));
-            for row in 0..ROWS {
-                let a = s.splat(a[row].0[k]);
-                for vector in 0..VECTORS {
-                    sums[row][vector] = s.mul_add(a, b[vector], sums[row][vector]);
+impl<S: Simd> F32<S> {
+    /// Sums one tile in registers.
+    #[inline(always)]
+    fn tile<const ROWS: usize, const VECTORS: usize>(
+        self,
+        a: &[Line],
+        offsets: &[usize],
+        last: usize,
+        b: &[Line],
+        fresh: bool,
+        out: &mut [Line],
+    ) {
+        let s = self.0;
+        // Arrays of known sizes, so that sums stay in registers.
+        let out: &mut [[Line; VECTORS]; ROWS] =
+            out.as_chunks_mut().0.try_into().expect("as many results as rows and vectors");
+        let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
+        if !fresh {
+            for (sums, out) in sums.iter_mut().zip(&*out) {
+                for (sum, line) in sums.iter_mut().zip(out) {
+                    *sum = s.load(&line.0);
                 }
             }
         }
+        let (last_offset, offsets) = offsets.split_last().expect("at least one line");
+        let (lines, last_line) = b.split_at(offsets.len() * LANES * VECTORS);
+        for (&offset, b) in offsets.iter().zip(lines.chunks_exact(LANES * VECTORS)) {
+            let a: &[Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
+            for k in 0..LANES {
+                self.add(a, k, &b[k * VECTORS..], &mut sums);
+            }
+        }
+        let a: &[Line; ROWS] = a[*last_offset..last_offset + ROWS].try_into().expect("as many lines as rows");
+        for k in 0..last.min(LANES) {
+            self.add(a, k, &last_line[k * VECTORS..], &mut sums);
+        }
+        for (sums, out) in sums.iter().zip(out) {
+            for (sum, line) in sums.iter().zip(out) {
+                s.store(*sum, &mut line.0);
+            }
+        }
     }
-    for row in 0..ROWS {
-        for vector in 0..VECTORS {
-            s.store(sums[row][vector], &mut out[row * VECTORS + vector].0);
+
+    /// Adds the products of number `k` of each row.
+    #[inline(always)]
+    fn add<const ROWS: usize, const VECTORS: usize>(
+        self,
+        a: &[Line; ROWS],
+        k: usize,
+        b: &[Line],
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        let s = self.0;
+        let b: &[Line; VECTORS] = b[..VECTORS].try_into().expect("as many columns as vectors");
+        let b: [S::V; VECTORS] = std::array::from_fn(|v| s.load(&b[v].0));
+        for (sums, a) in sums.iter_mut().zip(a) {
+            let a = s.splat(a.0[k]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = s.mul_add(a, b, *sum);
+            }
         }
     }
 }

@@ -36,7 +36,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    fn sqrt(self, a: Self::V) -> Self::V;
     /// The greater of both; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The lesser of both; `b` where either is NaN.
@@ -53,8 +52,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// Rounds to bf16, to nearest, ties to even; NaN stays NaN. Numbers too small for a normal bf16 may become zero.
     fn store_bf16(self, v: Self::V, to: &mut [bf16; LANES]);
-    /// The numbers of which `bf16` are the upper halves.
-    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
 
     /// The lanes as an array.
     #[inline(always)]
@@ -76,12 +73,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             width /= 2;
         }
         lanes[0]
-    }
-
-    /// The greatest lane.
-    #[inline(always)]
-    fn max_lane(self, v: Self::V) -> f32 {
-        self.array(v).into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// The first `from.len()` lanes, at most 16, from a slice; the others are `fill`.
@@ -152,8 +143,6 @@ mod tests {
             let numbers: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7f32.powi(i as i32 - 5));
             let others: [f32; LANES] = std::array::from_fn(|i| (i as f32 + 0.5) / 3.0);
             let (a, b) = (s.load(&numbers), s.load(&others));
-            let mut halves = [bf16::ZERO; LANES];
-            s.store_bf16(a, &mut halves);
             let whole = s.round(a);
             let few = s.max(s.min(whole, s.splat(100.0)), s.splat(-100.0));
             let results = [
@@ -161,15 +150,12 @@ mod tests {
                 s.sub(a, b),
                 s.mul(a, b),
                 s.div(a, b),
-                s.sqrt(b),
                 s.max(a, b),
                 s.min(a, b),
                 s.select_nonneg(a, b, a),
                 whole,
                 s.exp2_whole(few),
-                s.load_bf16(&halves),
                 s.splat(s.sum(a)),
-                s.splat(s.max_lane(a)),
                 s.load_part(&numbers[..5], 2.0),
             ];
             results.into_iter().flat_map(|v| s.array(v)).map(f32::to_bits).collect()
@@ -218,7 +204,7 @@ mod tests {
             }
         }
         for level in Level::available() {
-            for x in [0.0, -0.0, 1.0, 1.00390625, 1.01171875, -3.14159, 65504.0, 1e-20, 3e38, f32::INFINITY, f32::MAX] {
+            for x in [0.0, -0.0, 1.0, 1.003_906_3, 1.011_718_8, -2.71, 65504.0, 1e-20, 3e38, f32::INFINITY, f32::MAX] {
                 assert_eq!(dispatch(level, Round(x)).to_bits(), bf16::from_f32(x).to_bits(), "{level} {x}");
             }
             assert!(dispatch(level, Round(f32::NAN)).is_nan(), "{level}");

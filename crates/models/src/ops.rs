@@ -65,7 +65,11 @@ fn with_numbers<T>(x: &Tensor, run: impl FnOnce(&[f32]) -> Result<T>) -> Result<
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(numbers)) = &*storage else {
-        bail!("the kernels of a CPU take f32 numbers of its own memory, not {:?} on {:?}", x.dtype(), x.device().location())
+        bail!(
+            "the kernels of a CPU take f32 numbers of its own memory, not {:?} on {:?}",
+            x.dtype(),
+            x.device().location()
+        )
     };
     run(&numbers[layout.start_offset()..][..x.elem_count()])
 }

@@ -119,7 +119,7 @@ impl Processor {
 
 /// The modes of a CPU whose kernels are those of `level`.
 fn cpu_modes(level: CpuLevel) -> Vec<Mode> {
-    let modes = [Precision::Exact, Precision::Fast].map(|precision| (precision, level.bytes(precision)));
+    let modes = [Precision::Exact, Precision::Fast].map(|precision| (precision, level.chain_bytes(precision)));
     // A level that gains nothing from shorter numbers computes both alike.
     let differ = modes[0].1 != modes[1].1;
     modes.into_iter().take(1 + usize::from(differ)).map(|(precision, bytes)| Mode::new(precision, bytes)).collect()

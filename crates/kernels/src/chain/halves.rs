@@ -354,9 +354,9 @@ impl<S: Simd> Ends<'_, '_, S> {
                     }
                 }
             }
-            To::Pixels { pixels, y, row, block, outputs } => {
+            To::Pixels { pixels, y, row, places } => {
                 for (i, result) in results.enumerate() {
-                    pixels.put(*block, (*y + j, *row + j), x + i, self.w, *outputs, &result.0);
+                    pixels.put(places, (*y + j, *row + j), x + i, &result.0);
                 }
             }
         }

@@ -62,7 +62,8 @@ impl Chain {
         let mut maps = vec![MapPlan::default(); self.maps.len()];
         let mut steps = Vec::new();
         let result = self.stages.last().map(|stage| stage.output);
-        while let Some(index) = (0..self.stages.len()).rev().find(|index| self.is_ready(frame, &needed, &next, *index)) {
+        while let Some(index) = (0..self.stages.len()).rev().find(|index| self.is_ready(frame, &needed, &next, *index))
+        {
             let (stage, band) = (&self.stages[index], next[index]);
             for &map in &stage.inputs {
                 points_done[map] = points_done[map].max(band + 1);
@@ -86,7 +87,8 @@ impl Chain {
                 *kept = (*kept).max(written.end - oldest.min(written.start));
             }
             if Some(output) != result {
-                let to_points = points_done[output].max(self.readers(output).map(|r| needed[r].start).min().unwrap_or(0));
+                let to_points =
+                    points_done[output].max(self.readers(output).map(|r| needed[r].start).min().unwrap_or(0));
                 let is_turned = self.method == Method::Winograd && self.readers(output).next().is_some();
                 let to_points = is_turned.then(|| to_points.saturating_sub(1));
                 let to_residuals = self.adders(output).map(|adder| next[adder]);

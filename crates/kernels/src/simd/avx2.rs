@@ -84,11 +84,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn sqrt(self, a: V) -> V {
-        each(a, |a| op!(_mm256_sqrt_ps(a)))
-    }
-
-    #[inline(always)]
     fn max(self, a: V, b: V) -> V {
         both(a, b, |a, b| op!(_mm256_max_ps(a, b)))
     }
@@ -145,16 +140,5 @@ impl Simd for Avx2 {
             let packed = _mm256_packus_epi32(upper(v[0]), upper(v[1]));
             _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         })
-    }
-
-    #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> V {
-        let half = |i: usize| {
-            op!({
-                let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(8 * i).cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
-            })
-        };
-        [half(0), half(1)]
     }
 }

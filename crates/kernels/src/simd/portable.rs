@@ -55,11 +55,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn sqrt(self, a: Self::V) -> Self::V {
-        from_fn(|i| a[i].sqrt())
-    }
-
-    #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
@@ -103,10 +98,5 @@ impl Simd for Portable {
             let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
             bf16::from_bits(if v[i].is_nan() { 0x7fc0 } else { rounded })
         });
-    }
-
-    #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
-        from_fn(|i| f32::from_bits(u32::from(from[i].to_bits()) << 16))
     }
 }

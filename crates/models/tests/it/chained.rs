@@ -68,7 +68,7 @@ fn vector_levels_of_f32_give_the_same_bytes() {
             let upscaler = Upscaler::load_on_cpu(&checkpoint, Cpu { level, precision: Precision::Exact }).unwrap();
             numbers(&upscaler, 21, 50).into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
-        let levels = CpuLevel::available().filter(|level| level.bytes(Precision::Exact) == "fma-1");
+        let levels = CpuLevel::available().filter(|level| level.chain_bytes(Precision::Exact) == "fma-1");
         let all: Vec<_> = levels.map(of).collect();
         assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{layout:?}");
         if all.len() < 2 {

@@ -110,14 +110,9 @@ fn norms() {
 #[test]
 fn functions_and_places() {
     let x = (tensor("x", &[2, 12, 5, 3]) * 3.0).unwrap();
-    for function in [
-        Function::Exp,
-        Function::Sigmoid,
-        Function::Silu,
-        Function::Gelu,
-        Function::GeluTanh,
-        Function::QuickGelu,
-    ] {
+    for function in
+        [Function::Exp, Function::Sigmoid, Function::Silu, Function::Gelu, Function::GeluTanh, Function::QuickGelu]
+    {
         check(&format!("{function:?}"), |backend| ops::function(backend, function, &x));
     }
     check("pixel shuffle", |backend| ops::pixel_shuffle(backend, &x, 2));
