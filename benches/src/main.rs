@@ -31,10 +31,8 @@ struct Arguments {
     /// What runs.
     work: Work,
     /// Height of the tile in pixels; operations have sizes of their own.
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     h: usize,
     /// Width of the tile in pixels; operations have sizes of their own.
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     w: usize,
     /// How many passes are timed, after one on each thread to warm up.
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
