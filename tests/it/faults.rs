@@ -16,7 +16,7 @@ use crate::job;
 
 /// A network that takes a good part of a second for a tile of 96 pixels: long enough to die in the middle of it.
 fn slow_model() -> Vec<u8> {
-    compact(64, 16, 2)
+    compact(128, 32, 2)
 }
 
 const SIDE: u32 = 96;
@@ -167,7 +167,7 @@ async fn a_task_that_kills_its_workers_is_parked_and_the_job_says_so() -> Result
     let Some(services) = services() else { return Ok(()) };
     let farm = Farm::with_workers(&services, 1).set("TESSERA_DELIVERY_LIMIT", "2");
     let mut farm = farm.set("TESSERA_WORKER_SILENCE", "1s").start().await?;
-    farm.add_model("slow", &compact(64, 32, 2)).await?;
+    farm.add_model("slow", &compact(128, 64, 2)).await?;
     // One tile of several seconds, so that there is no doubt which task it is.
     let job = farm.submit(&png(250, 250), job("slow", 256)).await?;
     for _ in 0..2 {
@@ -199,7 +199,7 @@ async fn a_task_that_kills_its_workers_is_parked_and_the_job_says_so() -> Result
 async fn a_cancelled_job_frees_its_workers_within_seconds() -> Result<()> {
     let Some(services) = services() else { return Ok(()) };
     let farm = Farm::with_workers(&services, 2).start().await?;
-    farm.add_model("very-slow", &compact(64, 32, 2)).await?;
+    farm.add_model("very-slow", &compact(128, 64, 2)).await?;
     let job = farm.submit(&png(700, 700), job("very-slow", 256)).await?;
     farm.rendering(&job.id).await?;
     let cancelled = farm.jobs()?.cancel_job(v1::CancelJobRequest { job_id: job.id.clone() }).await?.into_inner();

@@ -69,7 +69,7 @@ async fn the_same_request_id_names_the_same_job() -> Result<()> {
 async fn a_task_wanted_by_two_jobs_runs_once_and_survives_the_cancelling_of_one() -> Result<()> {
     let Some(services) = services() else { return Ok(()) };
     let farm = Farm::with_workers(&services, 1).start().await?;
-    farm.add_model("slow", &compact(64, 8, 2)).await?;
+    farm.add_model("slow", &compact(128, 32, 2)).await?;
     let picture = png(170, 90); // 2 tiles of up to 96 pixels, and a sliver
     let first = farm.submit(&picture, job("slow", 96)).await?;
     let as_tiff = v1::UpscaleJob {
