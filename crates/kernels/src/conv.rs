@@ -447,7 +447,7 @@ impl ProductKernel for Pack<'_> {
         let taps = kernel * kernel;
         let lines = inputs.div_ceil(P::Line::NUMBERS);
         let (vectors, most) = (outputs.div_ceil(LANES), products.group() / LANES);
-        let of_vector = taps * lines * LANES * P::Line::NUMBERS / P::Line::NUMBERS;
+        let of_vector = taps * lines * LANES;
         let mut weights = vec![P::Line::ZERO; vectors * of_vector];
         for (output, weight) in self.weight.chunks_exact(inputs * taps).enumerate() {
             let group = output / LANES / most * most;
