@@ -10,16 +10,14 @@ use crate::{
     level::Level,
     line::{HalfLine, Line},
     operand::ProductKernel,
-    product::Products,
+    product::{self, Products, Steps},
     simd::{self, Kernel, LANES, Simd},
 };
 
-/// Rows, of two vectors each, whose sums fit into the registers.
-const ROWS: usize = 14;
 /// Pairs in a line.
 const PAIRS: usize = 16;
 
-/// The processor has AVX-512 F, BW, DQ, VL and BF16. Only [`dispatch`] makes one.
+/// The processor has AVX-512 F, BW, DQ, VL and BF16. Only [`dispatch`] makes one. A step is a pair of numbers of a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bf16(());
 
@@ -74,24 +72,6 @@ unsafe fn run<S: Simd, K: ProductKernel>(s: S, kernel: K) -> K::Output {
 }
 
 impl Bf16 {
-    #[inline(always)]
-    fn zero(self) -> __m512 {
-        // SAFETY: the token says that the processor has the instruction.
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn load(self, line: &Line) -> __m512 {
-        // SAFETY: as above, and a line is 64 bytes.
-        unsafe { _mm512_loadu_ps(line.0.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn store(self, v: __m512, line: &mut Line) {
-        // SAFETY: as above, and a line is 64 bytes.
-        unsafe { _mm512_storeu_ps(line.0.as_mut_ptr(), v) }
-    }
-
     /// Sixteen pairs.
     #[inline(always)]
     fn pairs(self, line: &HalfLine) -> __m512bh {
@@ -137,49 +117,33 @@ impl Bf16 {
             _mm512_storeu_si512(to.0.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, rounded));
         }
     }
+}
 
-    /// Sums one tile in registers. Of the last line, the first `last` pairs count.
+impl Steps for Bf16 {
+    type Line = HalfLine;
+    type V = __m512;
+
+    const ROWS: usize = 14;
+    const VECTORS: usize = 2;
+
     #[inline(always)]
-    fn tile<const ROWS: usize, const VECTORS: usize>(
-        self,
-        a: &[HalfLine],
-        offsets: &[usize],
-        last: usize,
-        b: &[HalfLine],
-        fresh: bool,
-        out: &mut [Line],
-    ) {
-        // Arrays of known sizes, so that sums stay in registers.
-        let out: &mut [[Line; VECTORS]; ROWS] =
-            out.as_chunks_mut().0.try_into().expect("as many results as rows and vectors");
-        let mut sums = [[self.zero(); VECTORS]; ROWS];
-        if !fresh {
-            for (sums, out) in sums.iter_mut().zip(&*out) {
-                for (sum, line) in sums.iter_mut().zip(out) {
-                    *sum = self.load(line);
-                }
-            }
-        }
-        let (last_offset, offsets) = offsets.split_last().expect("at least one line");
-        let (lines, last_line) = b.split_at(offsets.len() * PAIRS * VECTORS);
-        for (&offset, b) in offsets.iter().zip(lines.chunks_exact(PAIRS * VECTORS)) {
-            let a: &[HalfLine; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
-            for k in 0..PAIRS {
-                self.add(a, k, b, &mut sums);
-            }
-        }
-        let a: &[HalfLine; ROWS] = a[*last_offset..last_offset + ROWS].try_into().expect("as many lines as rows");
-        for k in 0..last.min(PAIRS) {
-            self.add(a, k, last_line, &mut sums);
-        }
-        for (sums, out) in sums.iter().zip(out) {
-            for (sum, line) in sums.iter().zip(out) {
-                self.store(*sum, line);
-            }
-        }
+    fn zero(self) -> __m512 {
+        // SAFETY: the token says that the processor has the instruction.
+        unsafe { _mm512_setzero_ps() }
     }
 
-    /// Adds the products of pair `k` of each row.
+    #[inline(always)]
+    fn load(self, line: &Line) -> __m512 {
+        // SAFETY: as above, and a line is 64 bytes.
+        unsafe { _mm512_loadu_ps(line.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: __m512, line: &mut Line) {
+        // SAFETY: as above, and a line is 64 bytes.
+        unsafe { _mm512_storeu_ps(line.0.as_mut_ptr(), v) }
+    }
+
     #[inline(always)]
     fn add<const ROWS: usize, const VECTORS: usize>(
         self,
@@ -203,7 +167,7 @@ impl Products for Bf16 {
 
     #[inline(always)]
     fn group(self) -> usize {
-        2 * LANES
+        Self::VECTORS * LANES
     }
 
     #[inline(always)]
@@ -218,25 +182,7 @@ impl Products for Bf16 {
         fresh: bool,
         out: &mut [Line],
     ) {
-        let last = last.div_ceil(2);
-        let mut from = 0;
-        let blocks = rows.div_ceil(ROWS);
-        for block in 0..blocks {
-            let to = rows * (block + 1) / blocks; // as even as can be
-            let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
-            // One function for each number of rows, since registers cannot be counted at run time.
-            macro_rules! tiles {
-                ($($rows:literal)*) => {
-                    match (to - from, vectors) {
-                        $(($rows, 1) => self.tile::<$rows, 1>(a, offsets, last, b, fresh, out),)*
-                        $(($rows, 2) => self.tile::<$rows, 2>(a, offsets, last, b, fresh, out),)*
-                        _ => unreachable!("at most {ROWS} rows of one or two vectors"),
-                    }
-                };
-            }
-            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            from = to;
-        }
+        product::sum(self, a, rows, offsets, last.div_ceil(2), b, vectors, fresh, out);
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     level::Level,
-    line::{HalfLine, Line, zeroed},
+    line::{HalfLine, Line, lines, zeroed},
     picture::{BLOCK, Picture, TILE, row_lines},
     precision::Precision,
     product::{F32, Products},
@@ -346,16 +346,6 @@ impl Chain {
         });
         if stopped.into_inner() { Err(Interrupted) } else { Ok(()) }
     }
-}
-
-/// Numbers as blocks of channels.
-fn lines(values: &[f32]) -> Vec<Line> {
-    let line = |chunk: &[f32]| {
-        let mut line = Line::ZERO;
-        line.0[..chunk.len()].copy_from_slice(chunk);
-        line
-    };
-    values.chunks(BLOCK).map(line).collect()
 }
 
 /// How a picture is cut.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::{
     level::Level,
-    line::{Line, zeroed},
+    line::{Line, lines, zeroed},
     linear::Epilogue,
     operand::{self, Operand, Packed, ProductKernel},
     picture::{BLOCK, TILE, row_lines},
@@ -85,17 +85,14 @@ impl Conv2d {
         assert!(outputs > 0 && inputs > 0 && kernel > 0 && stride > 0, "no side of {shape:?} is 0");
         assert_eq!(weight.len(), outputs * inputs * kernel * kernel, "as many weights as the shape says");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
-        let mut lines = zeroed(outputs.div_ceil(LANES));
-        for (output, value) in bias.into_iter().flatten().enumerate() {
-            lines[output / LANES].0[output % LANES] = *value;
-        }
+        let bias = bias.map_or_else(|| zeroed(outputs.div_ceil(LANES)), lines);
         let tiles = level == Level::Amx && precision == Precision::Fast;
         let weights = if (kernel, stride, padding) == (3, 1, 1) && !tiles {
             Weights::Taps(dispatch(level, PackTaps { shape, weight }))
         } else {
             Weights::Packed(operand::dispatch(level, precision, Pack { shape, weight }))
         };
-        Self { level, precision, shape, bias: lines, weights }
+        Self { level, precision, shape, bias, weights }
     }
 
     /// Its sizes.
@@ -111,10 +108,7 @@ impl Conv2d {
         let (out_h, out_w) = self.shape.output(h, w);
         assert_eq!(x.len(), self.shape.inputs * h * w, "as many numbers as the inputs have pixels");
         assert_eq!(out.len(), self.shape.outputs * out_h * out_w, "as many numbers as the outputs have pixels");
-        assert!(
-            epilogue.residual.is_none_or(|residual| residual.len() == out.len()),
-            "a residual as large as the result"
-        );
+        epilogue.check(out);
         if out.is_empty() {
             return;
         }

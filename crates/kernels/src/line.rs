@@ -9,6 +9,18 @@ pub(crate) struct Line(pub(crate) [f32; 16]);
 
 impl Line {
     pub(crate) const ZERO: Self = Self([0.0; 16]);
+
+    /// These numbers, at most sixteen, and zeros behind them.
+    pub(crate) fn of(numbers: &[f32]) -> Self {
+        let mut line = Self::ZERO;
+        line.0[..numbers.len()].copy_from_slice(numbers);
+        line
+    }
+}
+
+/// As many numbers to a line as it holds, and zeros behind the last.
+pub(crate) fn lines(numbers: &[f32]) -> Vec<Line> {
+    numbers.chunks(16).map(Line::of).collect()
 }
 
 /// Thirty-two bf16 that start a cache line.

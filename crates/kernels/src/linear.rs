@@ -31,6 +31,13 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a [f32]>,
 }
 
+impl Epilogue<'_> {
+    /// Panics unless it fits a result as large as `out`.
+    pub(crate) fn check(&self, out: &[f32]) {
+        assert!(self.residual.is_none_or(|residual| residual.len() == out.len()), "a residual as large as the result");
+    }
+}
+
 /// A layer of weights that multiply rows of numbers. Packed once, used often.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -85,14 +92,8 @@ impl Linear {
                 vectors.push(outputs + first..outputs + last);
             }
         }
-        let lines = vectors.iter().map(|rows| {
-            let mut line = Line::ZERO;
-            if let Some(bias) = bias {
-                line.0[..rows.len()].copy_from_slice(&bias[rows.clone()]);
-            }
-            line
-        });
-        let bias = lines.collect();
+        let of_vector = |rows: &Range<usize>| bias.map_or(Line::ZERO, |bias| Line::of(&bias[rows.clone()]));
+        let bias = vectors.iter().map(of_vector).collect();
         let weights = dispatch(level, precision, Pack { inputs, weight, vectors: &vectors });
         Self { level, precision, inputs, outputs, gated, weights, bias }
     }
@@ -115,10 +116,7 @@ impl Linear {
         let rows = x.len() / self.inputs;
         assert_eq!(x.len(), rows * self.inputs, "whole rows");
         assert_eq!(out.len(), rows * self.outputs, "as many results as rows and outputs say");
-        assert!(
-            epilogue.residual.is_none_or(|residual| residual.len() == out.len()),
-            "a residual as large as the result"
-        );
+        epilogue.check(out);
         let mut jobs = Vec::new();
         let mut rest = out;
         for share in threads::shares(rows.div_ceil(SHARE_ROWS)) {
@@ -300,10 +298,7 @@ impl Conv1x1 {
         let pixels = x.len() / self.inputs;
         assert_eq!(x.len(), pixels * self.inputs, "as many pixels in each channel");
         assert_eq!(out.len(), pixels * self.outputs, "as many results as pixels and outputs say");
-        assert!(
-            epilogue.residual.is_none_or(|residual| residual.len() == out.len()),
-            "a residual as large as the result"
-        );
+        epilogue.check(out);
         let shares = threads::shares(self.outputs.div_ceil(SHARE_ROWS));
         for first in (0..pixels).step_by(SPAN_PIXELS) {
             let span = first..pixels.min(first + SPAN_PIXELS);

@@ -58,7 +58,7 @@ impl Operand for Line {
         let mut line = Line::ZERO;
         match <&[f32; LANES]>::try_from(from) {
             Ok(from) => s.store(s.load(from), &mut line.0),
-            Err(_) => line.0[..from.len()].copy_from_slice(from),
+            Err(_) => line = Line::of(from),
         }
         line
     }
@@ -92,14 +92,6 @@ impl Operand for Line {
     }
 }
 
-/// Rounds to nearest, ties to even, and gives the upper half of the number; NaN stays NaN.
-#[inline(always)]
-fn rounded(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    if x.is_nan() { bits | 0x0040_0000 } else { rounded }
-}
-
 impl Operand for HalfLine {
     const ZERO: Self = HalfLine::ZERO;
     const NUMBERS: usize = 2 * LANES;
@@ -119,14 +111,14 @@ impl Operand for HalfLine {
 
     #[inline(always)]
     fn set_row(&mut self, k: usize, value: f32) {
-        self.0[k] = bf16::from_bits((rounded(value) >> 16) as u16);
+        self.0[k] = bf16::from_f32(value);
     }
 
     #[inline(always)]
     fn set_column(lines: &mut [Self], vectors: usize, k: usize, column: usize, value: f32) {
         let (line, k) = (k / Self::NUMBERS, k % Self::NUMBERS);
         let tile = (line * vectors + column / LANES) * LANES;
-        lines[tile + k / 2].0[column % LANES * 2 + k % 2] = bf16::from_bits((rounded(value) >> 16) as u16);
+        lines[tile + k / 2].0[column % LANES * 2 + k % 2] = bf16::from_f32(value);
     }
 
     #[inline(always)]

@@ -54,7 +54,113 @@ pub(crate) trait Products: Copy + Send + Sync {
     }
 }
 
-/// Products of f32 with the vectors of a level.
+/// How vector instructions multiply lines step by step: what [`sum`] is written over.
+pub(crate) trait Steps: Copy {
+    /// Neighbouring channels of a row.
+    type Line: Copy;
+    /// Sixteen sums.
+    type V: Copy;
+
+    /// Rows whose sums fit into the registers, of at most [`Self::VECTORS`] vectors each.
+    const ROWS: usize;
+    /// See [`Self::ROWS`].
+    const VECTORS: usize;
+
+    fn zero(self) -> Self::V;
+    fn load(self, line: &Line) -> Self::V;
+    fn store(self, v: Self::V, line: &mut Line);
+
+    /// Adds the products of step `k`, of the sixteen of a line, of each row with `b`, the weights of that line.
+    fn add<const ROWS: usize, const VECTORS: usize>(
+        self,
+        a: &[Self::Line; ROWS],
+        k: usize,
+        b: &[Self::Line],
+        sums: &mut [[Self::V; VECTORS]; ROWS],
+    );
+}
+
+/// Steps of a line, and lines of the weights of sixteen outputs for it.
+const STEPS: usize = 16;
+
+/// Does what [`Products::product`] says, in tiles of sums that fit into the registers. Of the last line, the first `last`
+/// steps count.
+#[inline(always)]
+pub(crate) fn sum<T: Steps>(
+    by: T,
+    a: &[T::Line],
+    rows: usize,
+    offsets: &[usize],
+    last: usize,
+    b: &[T::Line],
+    vectors: usize,
+    fresh: bool,
+    out: &mut [Line],
+) {
+    let mut from = 0;
+    let blocks = rows.div_ceil(T::ROWS);
+    for block in 0..blocks {
+        let to = rows * (block + 1) / blocks; // as even as can be
+        let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
+        // One function for each number of rows, since registers cannot be counted at run time.
+        macro_rules! tiles {
+            ($($rows:literal)*) => {
+                match (to - from, vectors) {
+                    $(($rows, 1) if $rows <= T::ROWS => tile::<T, $rows, 1>(by, a, offsets, last, b, fresh, out),)*
+                    $(($rows, 2) if $rows <= T::ROWS && T::VECTORS == 2 => {
+                        tile::<T, $rows, 2>(by, a, offsets, last, b, fresh, out);
+                    })*
+                    _ => unreachable!("at most as many rows and vectors as fit"),
+                }
+            };
+        }
+        tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        from = to;
+    }
+}
+
+/// Sums one tile in registers.
+#[inline(always)]
+fn tile<T: Steps, const ROWS: usize, const VECTORS: usize>(
+    by: T,
+    a: &[T::Line],
+    offsets: &[usize],
+    last: usize,
+    b: &[T::Line],
+    fresh: bool,
+    out: &mut [Line],
+) {
+    // Arrays of known sizes, so that sums stay in registers.
+    let out: &mut [[Line; VECTORS]; ROWS] =
+        out.as_chunks_mut().0.try_into().expect("as many results as rows and vectors");
+    let mut sums = [[by.zero(); VECTORS]; ROWS];
+    if !fresh {
+        for (sums, out) in sums.iter_mut().zip(&*out) {
+            for (sum, line) in sums.iter_mut().zip(out) {
+                *sum = by.load(line);
+            }
+        }
+    }
+    let (last_offset, offsets) = offsets.split_last().expect("at least one line");
+    let (lines, last_line) = b.split_at(offsets.len() * STEPS * VECTORS);
+    for (&offset, b) in offsets.iter().zip(lines.chunks_exact(STEPS * VECTORS)) {
+        let a: &[T::Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
+        for k in 0..STEPS {
+            by.add(a, k, b, &mut sums);
+        }
+    }
+    let a: &[T::Line; ROWS] = a[*last_offset..last_offset + ROWS].try_into().expect("as many lines as rows");
+    for k in 0..last.min(STEPS) {
+        by.add(a, k, last_line, &mut sums);
+    }
+    for (sums, out) in sums.iter().zip(out) {
+        for (sum, line) in sums.iter().zip(out) {
+            by.store(*sum, line);
+        }
+    }
+}
+
+/// Products of f32 with the vectors of a level. A step is a number of a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct F32<S>(pub(crate) S);
 
@@ -78,73 +184,32 @@ impl<S: Simd> Products for F32<S> {
         fresh: bool,
         out: &mut [Line],
     ) {
-        let mut from = 0;
-        let blocks = rows.div_ceil(S::ROWS);
-        for block in 0..blocks {
-            let to = rows * (block + 1) / blocks; // as even as can be
-            let (a, out) = (&a[from..], &mut out[from * vectors..to * vectors]);
-            // One function for each number of rows, since registers cannot be counted at run time.
-            macro_rules! tiles {
-                ($($rows:literal)*) => {
-                    match (to - from, vectors) {
-                        $(($rows, 1) if $rows <= S::ROWS => self.tile::<$rows, 1>(a, offsets, last, b, fresh, out),)*
-                        $(($rows, 2) if $rows <= S::ROWS && S::VECTORS == 2 => {
-                            self.tile::<$rows, 2>(a, offsets, last, b, fresh, out);
-                        })*
-                        _ => unreachable!("at most S::ROWS rows of one or two vectors"),
-                    }
-                };
-            }
-            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            from = to;
-        }
+        sum(self, a, rows, offsets, last, b, vectors, fresh, out);
     }
 }
 
-impl<S: Simd> F32<S> {
-    /// Sums one tile in registers.
+impl<S: Simd> Steps for F32<S> {
+    type Line = Line;
+    type V = S::V;
+
+    const ROWS: usize = S::ROWS;
+    const VECTORS: usize = S::VECTORS;
+
     #[inline(always)]
-    fn tile<const ROWS: usize, const VECTORS: usize>(
-        self,
-        a: &[Line],
-        offsets: &[usize],
-        last: usize,
-        b: &[Line],
-        fresh: bool,
-        out: &mut [Line],
-    ) {
-        let s = self.0;
-        // Arrays of known sizes, so that sums stay in registers.
-        let out: &mut [[Line; VECTORS]; ROWS] =
-            out.as_chunks_mut().0.try_into().expect("as many results as rows and vectors");
-        let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        if !fresh {
-            for (sums, out) in sums.iter_mut().zip(&*out) {
-                for (sum, line) in sums.iter_mut().zip(out) {
-                    *sum = s.load(&line.0);
-                }
-            }
-        }
-        let (last_offset, offsets) = offsets.split_last().expect("at least one line");
-        let (lines, last_line) = b.split_at(offsets.len() * LANES * VECTORS);
-        for (&offset, b) in offsets.iter().zip(lines.chunks_exact(LANES * VECTORS)) {
-            let a: &[Line; ROWS] = a[offset..offset + ROWS].try_into().expect("as many lines as rows");
-            for k in 0..LANES {
-                self.add(a, k, &b[k * VECTORS..], &mut sums);
-            }
-        }
-        let a: &[Line; ROWS] = a[*last_offset..last_offset + ROWS].try_into().expect("as many lines as rows");
-        for k in 0..last.min(LANES) {
-            self.add(a, k, &last_line[k * VECTORS..], &mut sums);
-        }
-        for (sums, out) in sums.iter().zip(out) {
-            for (sum, line) in sums.iter().zip(out) {
-                s.store(*sum, &mut line.0);
-            }
-        }
+    fn zero(self) -> S::V {
+        self.0.splat(0.0)
     }
 
-    /// Adds the products of number `k` of each row.
+    #[inline(always)]
+    fn load(self, line: &Line) -> S::V {
+        self.0.load(&line.0)
+    }
+
+    #[inline(always)]
+    fn store(self, v: S::V, line: &mut Line) {
+        self.0.store(v, &mut line.0);
+    }
+
     #[inline(always)]
     fn add<const ROWS: usize, const VECTORS: usize>(
         self,
@@ -154,7 +219,7 @@ impl<S: Simd> F32<S> {
         sums: &mut [[S::V; VECTORS]; ROWS],
     ) {
         let s = self.0;
-        let b: &[Line; VECTORS] = b[..VECTORS].try_into().expect("as many columns as vectors");
+        let b: &[Line; VECTORS] = b[k * VECTORS..][..VECTORS].try_into().expect("as many columns as vectors");
         let b: [S::V; VECTORS] = std::array::from_fn(|v| s.load(&b[v].0));
         for (sums, a) in sums.iter_mut().zip(a) {
             let a = s.splat(a.0[k]);
