@@ -64,6 +64,21 @@ pub enum Mask<'a> {
     Causal,
     /// `[queries][keys]` numbers, the same for all heads, that are added to the scores.
     Added(&'a [f32]),
+    /// `[heads][keys][queries]` numbers that are added to the scores. Keys are rows, as scores are computed.
+    Biased(&'a [f32]),
+}
+
+/// The rows of one of many attentions of the same sizes.
+#[derive(Debug, Clone, Copy)]
+pub struct Window<'a> {
+    /// Queries.
+    pub q: Heads<'a>,
+    /// Keys.
+    pub k: Heads<'a>,
+    /// Values.
+    pub v: Heads<'a>,
+    /// Which keys a query attends to.
+    pub mask: Mask<'a>,
 }
 
 /// What an attention computes. See the module's head.
@@ -93,12 +108,8 @@ impl Attention<'_> {
     /// # Panics
     /// If the lengths do not fit together, or this processor lacks the level.
     pub fn run(&self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, out: &mut [f32]) {
-        assert!(self.heads > 0 && self.width > 0, "at least one head of at least one number");
+        self.check(out, 1);
         let row = self.heads * self.width;
-        assert_eq!(out.len(), self.queries * row, "a result for each query and head");
-        if let Mask::Added(mask) = self.mask {
-            assert_eq!(mask.len(), self.queries * self.keys, "a mask of queries and keys");
-        }
         let blocks = self.keys.div_ceil(BLOCK_KEYS);
         let mut packed: Vec<Option<(Packed, Packed)>> = vec![None; self.heads * blocks];
         threads::each(threads::parts(packed.iter_mut().enumerate().collect()), |part| {
@@ -118,6 +129,66 @@ impl Attention<'_> {
             jobs.push(Queries { attention: self, q, packed: &packed, queries, out });
         }
         threads::each(jobs, |job| dispatch(self.level, self.precision, job));
+    }
+
+    /// Writes `[windows][queries][heads][width]` to `out`: each window by itself, with its own mask in place of this one's.
+    /// Made for many windows of few rows: each is one thread's work.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn run_windows(&self, windows: &[Window<'_>], out: &mut [f32]) {
+        windows.iter().for_each(|window| Attention { mask: window.mask, ..*self }.check(out, windows.len()));
+        let size = self.queries * self.heads * self.width;
+        let mut jobs = Vec::new();
+        let mut rest = out;
+        for share in threads::shares(windows.len()) {
+            let (out, others) = rest.split_at_mut(share.len() * size);
+            rest = others;
+            jobs.push(Windows { attention: self, windows: &windows[share], out });
+        }
+        threads::each(jobs, |job| dispatch(self.level, self.precision, job));
+    }
+
+    /// Panics unless `out` is as large as the results of `windows`, and the mask fits.
+    fn check(&self, out: &[f32], windows: usize) {
+        assert!(self.heads > 0 && self.width > 0, "at least one head of at least one number");
+        assert_eq!(out.len(), windows * self.queries * self.heads * self.width, "a result for each query and head");
+        match self.mask {
+            Mask::Added(mask) => assert_eq!(mask.len(), self.queries * self.keys, "a mask of queries and keys"),
+            Mask::Biased(bias) => {
+                assert_eq!(bias.len(), self.heads * self.queries * self.keys, "a bias of heads, keys and queries");
+            }
+            Mask::None | Mask::Causal => {}
+        }
+    }
+}
+
+/// Computes windows one after the other.
+struct Windows<'a> {
+    attention: &'a Attention<'a>,
+    windows: &'a [Window<'a>],
+    out: &'a mut [f32],
+}
+
+impl ProductKernel for Windows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, P: Products>(self, s: S, products: P) {
+        let Self { attention, windows, out } = self;
+        let Attention { heads, queries, keys, width, .. } = *attention;
+        let size = (queries * heads * width).max(1);
+        for (Window { q, k, v, mask }, out) in windows.iter().zip(out.chunks_exact_mut(size)) {
+            let attention = Attention { mask: *mask, ..*attention };
+            let mut packed = Vec::with_capacity(heads * keys.div_ceil(BLOCK_KEYS));
+            for head in 0..heads {
+                for first in (0..keys).step_by(BLOCK_KEYS) {
+                    let keys = first..keys.min(first + BLOCK_KEYS);
+                    packed.push(PackKeys { width, k: *k, v: *v, head, keys }.run(s, products));
+                }
+            }
+            Queries { attention: &attention, q: *q, packed: &packed, queries: 0..queries, out }.run(s, products);
+        }
     }
 }
 
@@ -236,7 +307,7 @@ impl ProductKernel for Queries<'_> {
                     for (group, first) in groups.iter_mut().zip(some.clone().step_by(size)) {
                         let scores = &mut scores[..count * vectors];
                         products.product(rows, count, &row_offsets, last, &group.columns, vectors, true, scores);
-                        mask_scores(mask, scores, vectors, first, start, attention);
+                        mask_scores(s, scores, vectors, [head, first, start], attention);
                         weigh(s, products, scores, vectors, group, &mut weights);
                         let lines = count.div_ceil(numbers);
                         let offsets = &value_offsets[..lines];
@@ -267,20 +338,20 @@ impl ProductKernel for Queries<'_> {
     }
 }
 
-/// Adds the mask to scores of keys from `start` on, and queries from `first` on.
+/// Adds the mask to scores of `head`, queries from `first` and keys from `start` on.
 #[inline(always)]
-fn mask_scores(
-    mask: Mask<'_>,
+fn mask_scores<S: Simd>(
+    s: S,
     scores: &mut [Line],
     vectors: usize,
-    first: usize,
-    start: usize,
+    [head, first, start]: [usize; 3],
     attention: &Attention<'_>,
 ) {
+    let Attention { queries, keys, mask, .. } = *attention;
     let each = |scores: &mut [Line], change: &dyn Fn(usize, usize, &mut f32)| {
         for (key, scores) in (start..).zip(scores.chunks_exact_mut(vectors)) {
             let lanes = scores.iter_mut().flat_map(|line| &mut line.0);
-            for (query, score) in (first..attention.queries).zip(lanes) {
+            for (query, score) in (first..queries).zip(lanes) {
                 change(key, query, score);
             }
         }
@@ -293,8 +364,18 @@ fn mask_scores(
             }
         }),
         Mask::Added(mask) => each(scores, &|key, query, score| {
-            *score += mask[query * attention.keys + key] * std::f32::consts::LOG2_E;
+            *score += mask[query * keys + key] * std::f32::consts::LOG2_E;
         }),
+        Mask::Biased(bias) => {
+            let factor = s.splat(std::f32::consts::LOG2_E);
+            for (key, scores) in (start..).zip(scores.chunks_exact_mut(vectors)) {
+                let row = &bias[(head * keys + key) * queries..][first..queries.min(first + vectors * LANES)];
+                for (line, bias) in scores.iter_mut().zip(row.chunks(LANES)) {
+                    let score = s.mul_add(s.load_part(bias, 0.0), factor, s.load(&line.0));
+                    s.store(score, &mut line.0);
+                }
+            }
+        }
     }
 }
 
@@ -364,6 +445,7 @@ mod tests {
                     + match mask {
                         Mask::Causal if key > query => f64::NEG_INFINITY,
                         Mask::Added(mask) => f64::from(mask[query * keys + key]),
+                        Mask::Biased(bias) => f64::from(bias[(head * keys + key) * queries + query]),
                         _ => 0.0,
                     }
             };
@@ -435,6 +517,41 @@ mod tests {
             }
         }
         check(Attention { mask: Mask::Added(&mask), ..attention(2, 50, 140, 24) }, 1.0);
+    }
+
+    #[test]
+    fn heads_have_biases_of_their_own() {
+        for (heads, queries, keys, width) in [(2, 64, 64, 30), (3, 49, 144, 8), (1, 5, 131, 24)] {
+            let bias = random(heads * queries * keys, 2.0, 9);
+            check(Attention { mask: Mask::Biased(&bias), ..attention(heads, queries, keys, width) }, 1.0);
+        }
+    }
+
+    #[test]
+    fn windows_are_as_if_alone() {
+        let (heads, queries, keys, width) = (3, 49, 64, 10);
+        let bias = random(heads * queries * keys, 2.0, 9);
+        let masks = [Mask::None, Mask::Biased(&bias), Mask::None, Mask::Biased(&bias), Mask::Biased(&bias)];
+        let row = heads * width;
+        let numbers = |rows: usize, seed| random(masks.len() * rows * row, 1.0, seed);
+        let (q, k, v) = (numbers(queries, 1), numbers(keys, 2), numbers(keys, 3));
+        let all = Attention { level: Level::detect(), ..attention(heads, queries, keys, width) };
+        let windows: Vec<Window<'_>> = masks
+            .into_iter()
+            .enumerate()
+            .map(|(i, mask)| {
+                let heads =
+                    |x, rows: usize| Heads::inside(&<[f32]>::as_ref(x)[i * rows * row..][..rows * row], heads, width);
+                Window { q: heads(&q[..], queries), k: heads(&k[..], keys), v: heads(&v[..], keys), mask }
+            })
+            .collect();
+        let mut out = vec![f32::NAN; q.len()];
+        all.run_windows(&windows, &mut out);
+        for (window, out) in windows.iter().zip(out.chunks_exact(queries * row)) {
+            let mut alone = vec![0.0; out.len()];
+            Attention { mask: window.mask, ..all }.run(window.q, window.k, window.v, &mut alone);
+            assert_eq!(out, alone);
+        }
     }
 
     #[test]

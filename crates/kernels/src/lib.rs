@@ -5,7 +5,7 @@
 //!
 //! - [`level`] says with which instructions kernels compute; [`precision`] how exactly.
 //! - [`chain`] runs convolutions one behind the other, band by band: whole networks of super-resolution.
-//! - [`conv`], [`linear`], [`attention`], [`norm`], [`math`] and [`rearrange`] are single operations, for all other networks.
+//! - [`conv`], [`depthwise`], [`linear`], [`attention`], [`norm`], [`math`] and [`rearrange`] are single operations, for all other networks.
 //! - [`threads`] shares work among the threads of one pool.
 //!
 //! Every number is one sum in one order, with blocks of constant sizes. So bytes depend on neither caches nor threads, and
@@ -20,6 +20,7 @@ pub mod attention;
 mod bf16;
 pub mod chain;
 pub mod conv;
+pub mod depthwise;
 pub mod level;
 mod line;
 pub mod linear;

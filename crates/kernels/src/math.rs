@@ -7,8 +7,12 @@ use crate::{
 };
 
 /// A function of one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Function {
+    /// x where it is positive, else 0.
+    Relu,
+    /// x where it is positive, else the factor times x.
+    LeakyRelu(f32),
     /// e^x, within 2 units in the last place.
     Exp,
     /// 1 / (1 + e^-x).
@@ -21,6 +25,8 @@ pub enum Function {
     GeluTanh,
     /// x times the sigmoid of 1.702 x, which the text encoder of CLIP ViT-L takes for GELU.
     QuickGelu,
+    /// x tanh(ln(1 + e^x)).
+    Mish,
 }
 
 /// Numbers that a thread takes at least.
@@ -46,12 +52,15 @@ impl Function {
     #[inline(always)]
     pub(crate) fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
         match self {
+            Self::Relu => s.max(s.splat(0.0), x), // in this order NaN is kept
+            Self::LeakyRelu(factor) => s.select_nonneg(x, x, s.mul(x, s.splat(factor))),
             Self::Exp => exp(s, x),
             Self::Sigmoid => sigmoid(s, x),
             Self::Silu => silu(s, x),
             Self::Gelu => gelu(s, x),
             Self::GeluTanh => gelu_tanh(s, x),
             Self::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
+            Self::Mish => mish(s, x),
         }
     }
 }
@@ -147,6 +156,15 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(x, s.add(s.splat(1.0), exp_cut(s, s.sub(s.splat(0.0), x))))
 }
 
+/// x tanh(ln(1 + e^x)): with e = e^x the second factor is e (e + 2) / (e (e + 2) + 2), and 1 from 20 on.
+#[inline(always)]
+fn mish<S: Simd>(s: S, x: S::V) -> S::V {
+    let two = s.splat(2.0);
+    let e = exp_cut(s, s.min(s.splat(20.0), x));
+    let product = s.mul(e, s.add(e, two));
+    s.mul(x, s.div(product, s.add(product, two)))
+}
+
 /// x Φ(x).
 ///
 /// With u = |x|, this is max(x, 0) - u Φ(-u), and Φ(-u) is e^(-u²/2) times a polynomial of 1 / (1 + 0.2316419 u)
@@ -182,6 +200,14 @@ mod tests {
     /// A value by another way, in f64.
     fn plain(function: Function, x: f64) -> f64 {
         match function {
+            Function::Relu => x.max(0.0),
+            Function::LeakyRelu(factor) => {
+                if x < 0.0 {
+                    x * f64::from(factor)
+                } else {
+                    x
+                }
+            }
             Function::Exp => x.exp(),
             Function::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Function::Silu => x / (1.0 + (-x).exp()),
@@ -191,6 +217,7 @@ mod tests {
                 0.5 * x * (1.0 + inner.tanh())
             }
             Function::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Function::Mish => x * x.exp().ln_1p().min(1e3).tanh(),
         }
     }
 
@@ -215,11 +242,16 @@ mod tests {
         fine.chain(wide).chain([0.0, -0.0, 1e-30, -1e-30, 88.7, -103.0, 1e4, -1e4]).collect()
     }
 
+    const ALL: [Function; 9] = {
+        use Function::{Exp, Gelu, GeluTanh, LeakyRelu, Mish, QuickGelu, Relu, Sigmoid, Silu};
+        [Relu, LeakyRelu(0.2), Exp, Sigmoid, Silu, Gelu, GeluTanh, QuickGelu, Mish]
+    };
+
     #[test]
     fn functions_are_those_of_f64() {
-        use Function::{Exp, Gelu, GeluTanh, QuickGelu, Sigmoid, Silu};
+        use Function::{Exp, Gelu, GeluTanh, LeakyRelu, Mish, QuickGelu, Relu, Sigmoid, Silu};
         for level in Level::available() {
-            for function in [Exp, Sigmoid, Silu, Gelu, GeluTanh, QuickGelu] {
+            for function in ALL {
                 let x = numbers();
                 let mut y = x.clone();
                 function.apply(level, &mut y);
@@ -232,6 +264,8 @@ mod tests {
                         // The product with 1.702 is rounded before its exponential is taken.
                         QuickGelu => (f64::from(y) - want).abs() <= 4e-6 * want.abs() + 1e-30,
                         Sigmoid | Silu => (f64::from(y) - want).abs() <= 6e-7 * want.abs() + 1e-30,
+                        Mish => (f64::from(y) - want).abs() <= 8e-7 * want.abs() + 1e-30,
+                        Relu | LeakyRelu(_) => y == want as f32,
                     };
                     assert!(close, "{level} {function:?} of {x} is {y}, not {want}");
                 }
@@ -241,9 +275,9 @@ mod tests {
 
     #[test]
     fn what_is_no_number_stays_so_and_the_ends_are_right() {
-        use Function::{Exp, Gelu, GeluTanh, QuickGelu, Sigmoid, Silu};
+        use Function::{Exp, Sigmoid};
         for level in Level::available() {
-            for function in [Exp, Sigmoid, Silu, Gelu, GeluTanh, QuickGelu] {
+            for function in ALL {
                 let mut ends = [f32::NAN, f32::INFINITY];
                 function.apply(level, &mut ends);
                 assert!(ends[0].is_nan(), "{level} {function:?}");

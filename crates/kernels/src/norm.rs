@@ -95,6 +95,46 @@ impl LayerNorm<'_> {
     }
 }
 
+/// The sum of each row of `x`, `[rows][width]`.
+///
+/// # Panics
+/// If the rows are not whole, or this processor lacks `level`.
+pub fn sums(level: Level, x: &[f32], width: usize) -> Vec<f64> {
+    row_sums(level, x, width, false)
+}
+
+/// The sum of the squares of each row of `x`, `[rows][width]`.
+///
+/// # Panics
+/// As [`sums`].
+pub fn squares(level: Level, x: &[f32], width: usize) -> Vec<f64> {
+    row_sums(level, x, width, true)
+}
+
+fn row_sums(level: Level, x: &[f32], width: usize, squared: bool) -> Vec<f64> {
+    assert!(width > 0 && x.len().is_multiple_of(width), "whole rows of {width} numbers");
+    let mut sums = vec![0.0; x.len() / width];
+    let rows = threads::parts(sums.iter_mut().zip(x.chunks_exact(width)).collect());
+    threads::each(rows, |rows| dispatch(level, RowSums { rows, squared }));
+    sums
+}
+
+struct RowSums<'a> {
+    rows: Vec<(&'a mut f64, &'a [f32])>,
+    squared: bool,
+}
+
+impl Kernel for RowSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (to, row) in self.rows {
+            *to = if self.squared { sum(s, row, |v| s.mul(v, v)) } else { sum(s, row, |v| v) };
+        }
+    }
+}
+
 /// The sum of a function of numbers.
 #[inline(always)]
 fn sum<S: Simd>(s: S, x: &[f32], of: impl Fn(S::V) -> S::V) -> f64 {
@@ -274,6 +314,22 @@ mod tests {
                     out
                 });
             }
+        }
+    }
+
+    #[test]
+    fn rows_are_summed() {
+        for (rows, width) in [(1, 1), (3, 7), (2, 5000), (40, 33)] {
+            let x = random(rows * width, 2.0, 1);
+            check_levels(&format!("{rows} x {width}"), |level| {
+                let (plain, squared) = (sums(level, &x, width), squares(level, &x, width));
+                for (row, (sum, square)) in x.chunks_exact(width).zip(plain.iter().zip(&squared)) {
+                    let of = |f: fn(f64) -> f64| row.iter().map(|x| f(f64::from(*x))).sum::<f64>();
+                    assert!((sum - of(|x| x)).abs() < 1e-4, "{level}: {sum}");
+                    assert!((square - of(|x| x * x)).abs() < 1e-6 * square, "{level}: {square}");
+                }
+                plain.into_iter().chain(squared).map(|sum| sum as f32).collect()
+            });
         }
     }
 

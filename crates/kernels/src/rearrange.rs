@@ -1,4 +1,4 @@
-//! Numbers that change places and nothing else, in channels that each lie together, `[c][h][w]`.
+//! Numbers that change places and nothing else.
 
 use crate::threads;
 
@@ -45,9 +45,54 @@ pub fn upsample_nearest(x: &[f32], h: usize, w: usize, times: usize, out: &mut [
     });
 }
 
-/// Fills the channels of `out`, each of `area` numbers, on all threads.
+/// Numbers of a side of the squares in which [`transpose`] goes: a line of the cache each way.
+const SQUARE: usize = 16;
+
+/// Makes columns of rows: from `[rows][columns]` to `[columns][rows]`.
+///
+/// # Panics
+/// If the lengths are not `rows * columns`.
+pub fn transpose(x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
+    assert!(x.len() == rows * columns && out.len() == x.len(), "{rows} rows of {columns} numbers");
+    if x.is_empty() {
+        return;
+    }
+    each_channel(out, SQUARE * rows, |band, out| {
+        let first = band * SQUARE;
+        for row in (0..rows).step_by(SQUARE) {
+            for (column, to) in (first..).zip(out.chunks_exact_mut(rows)) {
+                for (i, to) in to[row..].iter_mut().take(SQUARE).enumerate() {
+                    *to = x[(row + i) * columns + column];
+                }
+            }
+        }
+    });
+}
+
+/// Stands for a row of zeros in [`gather_rows`].
+pub const NO_ROW: u32 = u32::MAX;
+
+/// Writes the rows of `x`, each of `width` numbers, that `rows` names: row `i` of `out` is row `rows[i]`, or zeros where that
+/// is [`NO_ROW`].
+///
+/// # Panics
+/// If the lengths are no whole rows, `out` has not as many as `rows`, or a row is named that is not there.
+pub fn gather_rows(x: &[f32], width: usize, rows: &[u32], out: &mut [f32]) {
+    assert!(width > 0 && x.len().is_multiple_of(width) && out.len() == rows.len() * width, "rows of {width} numbers");
+    const BAND: usize = 256;
+    each_channel(out, BAND * width, |band, out| {
+        for (to, row) in out.chunks_exact_mut(width).zip(&rows[band * BAND..]) {
+            match *row {
+                NO_ROW => to.fill(0.0),
+                row => to.copy_from_slice(&x[row as usize * width..][..width]),
+            }
+        }
+    });
+}
+
+/// Fills the channels of `out`, each of `area` numbers but the last, which may be shorter, on all threads.
 fn each_channel(out: &mut [f32], area: usize, fill: impl Fn(usize, &mut [f32]) + Send + Sync) {
-    let parts = threads::parts(out.chunks_exact_mut(area).enumerate().collect());
+    let parts = threads::parts(out.chunks_mut(area).enumerate().collect());
     threads::each(parts, |part| part.into_iter().for_each(|(channel, out)| fill(channel, out)));
 }
 
@@ -64,6 +109,30 @@ mod tests {
         assert_eq!(out, [0., 2., 1., 3., 4., 6., 5., 7., 8., 10., 9., 11., 12., 14., 13., 15.]);
         pixel_shuffle(&x, 4, 4, 1, &mut out);
         assert_eq!(out[..], x);
+    }
+
+    #[test]
+    fn rows_become_columns() {
+        for (rows, columns) in [(1, 1), (3, 5), (16, 16), (17, 33), (40, 100)] {
+            let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let mut out = vec![0.0; x.len()];
+            transpose(&x, rows, columns, &mut out);
+            for (i, number) in out.into_iter().enumerate() {
+                assert_eq!(number, x[i % rows * columns + i / rows], "{rows} x {columns}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_gathered() {
+        let x = [1., 2., 3., 4., 5., 6.];
+        let mut out = [9.0; 8];
+        gather_rows(&x, 2, &[2, NO_ROW, 0, 2], &mut out);
+        assert_eq!(out, [5., 6., 0., 0., 1., 2., 5., 6.]);
+        let many: Vec<u32> = (0..1000).map(|i| i % 3).collect();
+        let mut out = vec![0.0; 2000];
+        gather_rows(&x, 2, &many, &mut out);
+        assert!(out.iter().enumerate().all(|(i, number)| *number == x[i % 6]));
     }
 
     #[test]

@@ -3,17 +3,23 @@
 //! Each operation takes and gives tensors, f32 on a CPU, and has both paths side by side. Candle's on a CPU is slow, and what
 //! the tests compare with.
 
+mod matrix;
+mod places;
+
 use candle_core::{CpuStorage, D, DType, Device, Module, Result, Storage, Tensor, bail};
 use candle_nn::{Conv2dConfig, ops};
 pub use kernels::math::Function;
 use kernels::{
     attention::{Attention, Heads},
     conv::Shape,
+    depthwise::Depthwise,
     linear::{Conv1x1, Epilogue},
     norm, rearrange,
 };
 
 use crate::upscale::Cpu;
+pub use matrix::{Columns, WindowAttention, mean, product, product_of_rows, softmax, unit_rows};
+pub use places::{NO_ROW, Rows, gather_rows, max_pool, resize_bilinear, sample, to_map, to_rows, transpose};
 
 /// Who computes.
 #[derive(Debug, Clone)]
@@ -88,12 +94,15 @@ pub fn function(backend: &Backend, function: Function, x: &Tensor) -> Result<Ten
 
 fn plain_function(function: Function, x: &Tensor) -> Result<Tensor> {
     match function {
+        Function::Relu => x.relu(),
+        Function::LeakyRelu(factor) => ops::leaky_relu(x, f64::from(factor)),
         Function::Exp => x.exp(),
         Function::Sigmoid => ops::sigmoid(x),
         Function::Silu => x.silu(),
         Function::Gelu => x.gelu_erf(),
         Function::GeluTanh => x.gelu(),
         Function::QuickGelu => x * ops::sigmoid(&(x * 1.702)?)?,
+        Function::Mish => x * (x.exp()? + 1.0)?.minimum(1e30f32)?.log()?.tanh()?,
     }
 }
 
@@ -105,6 +114,7 @@ pub struct Conv2d(Conv);
 enum Conv {
     Kernel(kernels::conv::Conv2d),
     Pixelwise(Conv1x1),
+    Depthwise(Depthwise),
     Candle(candle_nn::Conv2d),
 }
 
@@ -145,6 +155,32 @@ impl Conv2d {
         })
     }
 
+    /// A convolution of each channel by itself that keeps the size, with square kernels `weight`, [c, 1, k, k] with an odd
+    /// k, and `bias`, [c].
+    pub fn depthwise(backend: &Backend, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let (channels, one, kernel, across) = weight.dims4()?;
+        if one != 1 || kernel != across || kernel % 2 == 0 || channels == 0 {
+            bail!("a convolution of single channels needs square kernels of an odd side, not {:?}", weight.shape());
+        }
+        if bias.is_some_and(|bias| bias.dims() != [channels]) {
+            bail!("{channels} channels need as many biases, not {bias:?}");
+        }
+        match backend {
+            Backend::Candle(device, dtype) => {
+                let convert = |x: &Tensor| x.to_device(device)?.to_dtype(*dtype);
+                let config = Conv2dConfig { padding: kernel / 2, groups: channels, ..Default::default() };
+                let bias = bias.map(convert).transpose()?;
+                Ok(Self(Conv::Candle(candle_nn::Conv2d::new(convert(weight)?, bias, config))))
+            }
+            Backend::Kernels(cpu) => {
+                let bias = bias.map(Tensor::to_vec1::<f32>).transpose()?;
+                with_numbers(weight, |weight| {
+                    Ok(Self(Conv::Depthwise(Depthwise::new(cpu.level, kernel, weight, bias.as_deref()))))
+                })
+            }
+        }
+    }
+
     /// Convolves x, [b, i, h, w], to [b, o, h', w'].
     pub fn forward(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
         if let Conv::Candle(conv) = &self.0 {
@@ -154,6 +190,7 @@ impl Conv2d {
         let (inputs, outputs, (out_h, out_w)) = match &self.0 {
             Conv::Kernel(conv) => (conv.shape().inputs, conv.shape().outputs, conv.shape().output(h, w)),
             Conv::Pixelwise(conv) => (conv.inputs(), conv.outputs(), (h, w)),
+            Conv::Depthwise(conv) => (conv.channels(), conv.channels(), (h, w)),
             Conv::Candle(_) => unreachable!("returned above"),
         };
         if i != inputs || h * w == 0 || out_h * out_w == 0 {
@@ -168,6 +205,7 @@ impl Conv2d {
                     match &self.0 {
                         Conv::Kernel(conv) => conv.forward(x, h, w, epilogue, out),
                         Conv::Pixelwise(conv) => conv.forward(x, epilogue, out),
+                        Conv::Depthwise(conv) => conv.forward(x, h, w, epilogue, out),
                         Conv::Candle(_) => unreachable!("returned above"),
                     }
                 }

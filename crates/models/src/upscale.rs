@@ -1,20 +1,32 @@
 //! Upscaling a tile with a network (the reference's `ImageUpscaleWithModel`, one call of the model).
 
 mod compact;
+mod dat;
+mod hat;
+mod layers;
+mod mosr;
+mod omnisr;
 mod parts;
+mod plksr;
+mod rcan;
 mod rrdbnet;
+mod span;
+mod swinir;
+mod window;
 
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
-use kernels::threads::Share;
+use kernels::{precision::Precision, threads::Share};
 use weights::checkpoint::Checkpoint;
-use weights::detect::{self, Layout, ModelFacts};
+use weights::detect::{self, DetectError, Layout, ModelFacts};
 
 use crate::error::{ModelError, Result};
+use crate::ops::Backend;
 use crate::pad::pad_tensor;
 use crate::watch::{Progress, Watch};
 use compact::{ChainedCompact, Compact};
+use layers::{Layers, Net};
 pub use parts::Cpu;
 use parts::{Links, Parts};
 use rrdbnet::{ChainedRrdbNet, RrdbNet};
@@ -30,8 +42,9 @@ pub struct Upscaler {
 
 #[derive(Debug)]
 enum Network {
-    Esrgan(RrdbNet),
-    Compact(Compact),
+    /// Tensors, operation by operation.
+    Layers(Box<dyn Net>),
+    /// Pixels, with the chains of a CPU.
     ChainedEsrgan(ChainedRrdbNet),
     ChainedCompact(ChainedCompact),
 }
@@ -44,6 +57,13 @@ impl Upscaler {
         let network = match layout {
             Layout::Esrgan(layout) => Network::ChainedEsrgan(ChainedRrdbNet::load(&layout, &links)?),
             Layout::Compact(layout) => Network::ChainedCompact(ChainedCompact::load(&layout, &links)?),
+            layout => {
+                // As chains do: where they gain nothing from shorter numbers, all is exact.
+                let gains = cpu.level.chain_bytes(Precision::Fast) != cpu.level.chain_bytes(Precision::Exact);
+                let precision = if gains { cpu.precision } else { Precision::Exact };
+                let backend = Backend::Kernels(Cpu { precision, ..cpu });
+                Network::Layers(load_layers(&layout, &Layers { checkpoint, backend: &backend })?)
+            }
         };
         Ok(Self { network, facts, device: Device::Cpu, dtype: DType::F32 })
     }
@@ -65,11 +85,15 @@ impl Upscaler {
         }
         let detect::Network { layout, facts } = detect::detect(checkpoint)?;
         let parts = Parts { checkpoint, device, dtype };
-        let network = match layout {
-            Layout::Esrgan(layout) => Network::Esrgan(RrdbNet::load(&layout, &parts)?),
-            Layout::Compact(layout) => Network::Compact(Compact::load(&layout, &parts)?),
+        let network: Box<dyn Net> = match layout {
+            Layout::Esrgan(layout) => Box::new(RrdbNet::load(&layout, &parts)?),
+            Layout::Compact(layout) => Box::new(Compact::load(&layout, &parts)?),
+            layout => {
+                let backend = Backend::Candle(device.clone(), dtype);
+                load_layers(&layout, &Layers { checkpoint, backend: &backend })?
+            }
         };
-        Ok(Self { network, facts, device: device.clone(), dtype })
+        Ok(Self { network: Network::Layers(network), facts, device: device.clone(), dtype })
     }
 
     /// What is known of the network.
@@ -130,8 +154,10 @@ impl Upscaler {
         let x = tile.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?;
         let x = pad_tensor(&x, right, bottom)?;
         let y = match &self.network {
-            Network::Esrgan(net) => net.forward(&x, &mut Progress::begin(watch, net.work())?)?,
-            Network::Compact(net) => net.forward(&x, &mut Progress::begin(watch, net.work())?)?,
+            Network::Layers(net) => {
+                let _share = Share::take();
+                net.forward(&x, &mut Progress::begin(watch, net.work())?)?
+            }
             Network::ChainedEsrgan(_) | Network::ChainedCompact(_) => {
                 let (h, w) = (h + bottom, w + right);
                 let pixels = x.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?; // [h][w][c]
@@ -157,7 +183,7 @@ impl Upscaler {
             Network::ChainedCompact(net) => {
                 net.forward(pixels, h, w, &Mutex::new(Progress::begin(watch, net.work() * (h * w) as f64)?))
             }
-            Network::Esrgan(_) | Network::Compact(_) => unreachable!("networks of candle take tensors"),
+            Network::Layers(_) => unreachable!("networks of single operations take tensors"),
         }
     }
 
@@ -168,8 +194,7 @@ impl Upscaler {
         let (right, bottom) = self.facts.size_requirements.padding(w, h);
         let pixels = ((h + bottom) * (w + right)) as u64;
         let values = match &self.network {
-            Network::Esrgan(net) => net.values_per_pixel(),
-            Network::Compact(net) => net.values_per_pixel(),
+            Network::Layers(net) => net.values_per_pixel(),
             Network::ChainedEsrgan(net) => return self.chained_estimate(net.memory(h + bottom, w + right), pixels),
             Network::ChainedCompact(net) => return self.chained_estimate(net.memory(h + bottom, w + right), pixels),
         };
@@ -183,4 +208,20 @@ impl Upscaler {
         let values = u64::from(self.facts.input_channels) + 2 * scale * scale * u64::from(self.facts.output_channels);
         bytes as u64 + pixels * values * size_of::<f32>() as u64
     }
+}
+
+/// Loads a network whose parts are single operations.
+fn load_layers(layout: &Layout, layers: &Layers<'_>) -> Result<Box<dyn Net>> {
+    Ok(match layout {
+        Layout::Span(layout) => Box::new(span::Span::load(layout, layers)?),
+        Layout::SwinIr(layout) => Box::new(swinir::SwinIr::load(layout, layers)?),
+        Layout::Hat(layout) => Box::new(hat::Hat::load(layout, layers)?),
+        Layout::OmniSr(layout) => Box::new(omnisr::OmniSr::load(layout, layers)?),
+        Layout::Dat(layout) => Box::new(dat::Dat::load(layout, layers)?),
+        Layout::Plksr(layout) => Box::new(plksr::Plksr::load(layout, layers)?),
+        Layout::Rcan(layout) => Box::new(rcan::Rcan::load(layout, layers)?),
+        Layout::MoSr(layout) => Box::new(mosr::MoSr::load(layout, layers)?),
+        Layout::Atd(_) => return Err(DetectError::NotSupported { architecture: layout.architecture() }.into()),
+        Layout::Esrgan(_) | Layout::Compact(_) => unreachable!("these have chains, and candle's operations"),
+    })
 }

@@ -7,7 +7,10 @@ use candle_nn::ops::pixel_shuffle;
 use candle_nn::{Conv2d, PReLU};
 use weights::detect;
 
-use super::parts::{Parts, work};
+use super::{
+    layers::Net,
+    parts::{Parts, work},
+};
 use crate::error::Result;
 use crate::watch::Progress;
 pub(super) use chained::ChainedCompact;
@@ -34,13 +37,15 @@ impl Compact {
             upscale: layout.upscale,
         })
     }
+}
 
-    pub(super) fn work(&self) -> f64 {
+impl Net for Compact {
+    fn work(&self) -> f64 {
         self.body.iter().map(|(conv, _)| work(conv)).sum::<f64>() + work(&self.last)
     }
 
     /// How many numbers are alive at the peak, for each pixel of the input.
-    pub(super) fn values_per_pixel(&self) -> usize {
+    fn values_per_pixel(&self) -> usize {
         let (outputs, features) = (self.last.weight().dims()[0], self.last.weight().dims()[1]);
         // In an activation: input, zeros, both halves, their product with the slopes, and the sum; at the end: the residual
         // before and after it is shuffled, the enlarged picture and the sum.
@@ -48,7 +53,7 @@ impl Compact {
     }
 
     /// Takes x, [1, c, h, w], and gives [1, c', h*upscale, w*upscale].
-    pub(super) fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
         let (_, _, h, w) = x.dims4()?;
         let mut y = x.clone();
         for (conv, act) in &self.body {

@@ -8,7 +8,10 @@ use candle_nn::Conv2d;
 use candle_nn::ops::{leaky_relu, pixel_unshuffle};
 use weights::detect::{self, Naming};
 
-use super::parts::{Parts, work};
+use super::{
+    layers::Net,
+    parts::{Parts, work},
+};
 use crate::error::Result;
 use crate::watch::Progress;
 pub(super) use chained::ChainedRrdbNet;
@@ -50,9 +53,11 @@ impl RrdbNet {
             conv_last: parts.conv3x3(&names.last())?,
         })
     }
+}
 
+impl Net for RrdbNet {
     /// The multiplications for each pixel of the input, whose sides are `unshuffle` times those of the trunk.
-    pub(super) fn work(&self) -> f64 {
+    fn work(&self) -> f64 {
         let trunk = work(&self.conv_first)
             + self.body.iter().flatten().map(DenseBlock::work).sum::<f64>()
             + work(&self.conv_body);
@@ -61,7 +66,7 @@ impl RrdbNet {
     }
 
     /// How many numbers are alive at the peak, for each pixel of the input.
-    pub(super) fn values_per_pixel(&self) -> usize {
+    fn values_per_pixel(&self) -> usize {
         let features = self.conv_first.weight().dims()[0];
         let widest = features + 4 * 32; // what the last convolution of a dense block takes
         // In a dense block: the net's, the block's and the dense block's input, the outputs of its convolutions, all of these
@@ -73,7 +78,7 @@ impl RrdbNet {
     }
 
     /// Takes x, [1, c, h, w], and gives [1, c', h*scale, w*scale]. The sides are multiples of `unshuffle`.
-    pub(super) fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
         let x = if self.unshuffle == 1 { x.clone() } else { pixel_unshuffle(x, self.unshuffle)? };
         let first = self.conv_first.forward(&x)?; // [1, num_filters, h, w], the sides now those of the trunk
         progress.advance(work(&self.conv_first))?;

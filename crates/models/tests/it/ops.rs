@@ -1,7 +1,7 @@
 //! Each operation with the kernels of a CPU, at each level, against candle's.
 
 use candle_core::{DType, Device, Result, Tensor};
-use models::ops::{self, Backend, Conv2d, Function, Linear, Mask, Norm, Then};
+use models::ops::{self, Backend, Columns, Conv2d, Function, Linear, Mask, NO_ROW, Norm, Rows, Then, WindowAttention};
 use models::processor::{CpuLevel, Precision};
 use models::upscale::Cpu;
 use weights::synthetic;
@@ -59,6 +59,18 @@ fn convolutions() {
 }
 
 #[test]
+fn convolutions_of_single_channels() {
+    for (channels, kernel, h, w) in [(1, 3, 1, 1), (5, 3, 9, 20), (3, 5, 7, 33)] {
+        let weight = tensor("weight", &[channels, 1, kernel, kernel]);
+        let (bias, x) = (vector("bias", channels), tensor("x", &[2, channels, h, w]));
+        check(&format!("{kernel}x{kernel}, {channels} channels of {h}x{w}"), |backend| {
+            let then = Then { function: Some(Function::Gelu), residual: Some(&x) };
+            Conv2d::depthwise(backend, &weight, Some(&bias))?.forward(&x, then)
+        });
+    }
+}
+
+#[test]
 fn linear_layers() {
     for (outputs, inputs, rows) in [(1, 1, 1), (48, 40, 7), (34, 77, 130)] {
         let (weight, bias) = (tensor("weight", &[outputs, inputs]), vector("bias", outputs));
@@ -95,6 +107,68 @@ fn attentions() {
 }
 
 #[test]
+fn windows_attend_by_themselves() {
+    let (heads, width) = (3, 10);
+    for (windows, queries, keys) in [(1, 4, 4), (5, 64, 64), (3, 49, 100)] {
+        let c = heads * width;
+        let (q, kv) = (tensor("q", &[windows * queries, c]), tensor("kv", &[windows * keys, 2 * c + 3]));
+        let table = |name: &str| tensor(name, &[heads * keys, queries]).reshape((heads, keys, queries)).unwrap();
+        let (biases, kinds) = ([table("a"), table("b")], [0, 1, 1, 0, 1]);
+        for biases in [&biases[..], &[]] {
+            let kinds = &kinds[..windows];
+            let scale = (width as f64).powf(-0.5);
+            let attention = WindowAttention { heads, width, queries, keys, scale, biases, kinds };
+            check(&format!("{windows} windows, {queries} to {keys}, {} biases", biases.len()), |backend| {
+                let (k, v) = (Columns { x: &kv, first: 3 }, Columns { x: &kv, first: 3 + c });
+                attention.run(backend, Columns { x: &q, first: 0 }, k, v)
+            });
+        }
+    }
+}
+
+#[test]
+fn matrices() {
+    let (a, b) = (tensor("a", &[7, 300]), tensor("b", &[20, 300]));
+    check("product of rows", |backend| ops::product_of_rows(backend, &a, &b));
+    check("product", |backend| ops::product(backend, &a, &ops::transpose(backend, &b)?));
+    check("softmax", |backend| ops::softmax(backend, &a));
+    check("mean", |backend| ops::mean(backend, &a));
+    check("unit rows", |backend| ops::unit_rows(backend, &b));
+    let rows = Rows::new(vec![3, NO_ROW, 0, 6, 1]);
+    check("rows", |backend| ops::gather_rows(backend, &a, &rows));
+    check("rows and back", |backend| {
+        let some = ops::gather_rows(backend, &a, &rows)?;
+        ops::gather_rows(backend, &some, &rows.inverse(7))
+    });
+    let backend = Backend::Kernels(crate::cpu());
+    assert!(ops::gather_rows(&backend, &a, &Rows::new(vec![7])).is_err());
+    assert!(ops::product(&backend, &a, &b).is_err());
+}
+
+#[test]
+fn pictures_change_their_size() {
+    let x = Tensor::from_vec(vec![0f32, 1., 2., 3., 4., 5., 6., 7., 8.], (1, 1, 3, 3), &Device::Cpu).unwrap();
+    let numbers = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(numbers(ops::max_pool(&x, 2, 1).unwrap()), [4., 5., 7., 8.]);
+    assert_eq!(numbers(ops::max_pool(&x, 3, 2).unwrap()), [8.]);
+    assert!(ops::max_pool(&x, 4, 1).is_err());
+    assert_eq!(numbers(ops::resize_bilinear(&x, (1, 2)).unwrap()), [3.25, 4.75]);
+    assert_eq!(numbers(ops::resize_bilinear(&x, (3, 3)).unwrap()), numbers(x.clone()));
+    // Every place is a quarter to the right of its pixel's middle, and one pixel below.
+    let places = Tensor::cat(
+        &[
+            Tensor::full(0.25f32, (1, 4, 3, 3), &Device::Cpu).unwrap(),
+            Tensor::ones((1, 4, 3, 3), DType::F32, &Device::Cpu).unwrap(),
+        ],
+        1,
+    )
+    .unwrap();
+    let sampled = numbers(ops::sample(&x, &places, 1, 2).unwrap());
+    assert_eq!(sampled[..6], [3.25, 3.25, 4.25, 4.25, 5., 5.]);
+    assert_eq!(sampled[30..], [6.25, 6.25, 7.25, 7.25, 8., 8.]);
+}
+
+#[test]
 fn norms() {
     for (groups, channels, h, w) in [(1, 1, 2, 3), (4, 20, 5, 7), (32, 320, 8, 8)] {
         let x = tensor("x", &[2, channels, h, w]);
@@ -110,9 +184,17 @@ fn norms() {
 #[test]
 fn functions_and_places() {
     let x = (tensor("x", &[2, 12, 5, 3]) * 3.0).unwrap();
-    for function in
-        [Function::Exp, Function::Sigmoid, Function::Silu, Function::Gelu, Function::GeluTanh, Function::QuickGelu]
-    {
+    for function in [
+        Function::Relu,
+        Function::LeakyRelu(0.1),
+        Function::Exp,
+        Function::Sigmoid,
+        Function::Silu,
+        Function::Gelu,
+        Function::GeluTanh,
+        Function::QuickGelu,
+        Function::Mish,
+    ] {
         check(&format!("{function:?}"), |backend| ops::function(backend, function, &x));
     }
     check("pixel shuffle", |backend| ops::pixel_shuffle(backend, &x, 2));

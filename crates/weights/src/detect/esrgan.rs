@@ -1,8 +1,10 @@
 //! ESRGAN: a trunk of residual-in-residual dense blocks, then convolutions that each double the sides.
 
-use serde_json::{Map, json};
+use serde_json::json;
 
-use super::{DetectError, ModelFacts, Shapes, SizeRequirements, convolution, list_length, weight_and_bias};
+use super::parts::{Builder, Part};
+use super::shapes::Reader;
+use super::{DetectError, ModelFacts, SizeRequirements, facts};
 
 pub(super) const ARCHITECTURE: &str = "ESRGAN";
 
@@ -113,14 +115,12 @@ pub struct RrdbNet {
 }
 
 /// Says by which names the network goes, if it is one.
-pub(super) fn naming(has: &dyn Fn(&str) -> bool) -> Option<Naming> {
-    let old = has("model.0.weight");
-    let new = has("conv_first.weight") && has("conv_last.weight");
-    if old && (has("model.1.sub.0.RDB1.conv1.0.weight") || has("model.1.sub.0.RDB1.conv1x1.weight")) {
+fn naming(from: &Reader<'_>) -> Option<Naming> {
+    if from.has("model.1.sub.0.RDB1.conv1.0.weight") {
         Some(Naming::Old { ups: 0 })
-    } else if new && has("body.0.rdb1.conv1.weight") && has("conv_body.weight") {
+    } else if from.has("body.0.rdb1.conv1.weight") {
         Some(Naming::BasicSr)
-    } else if new && has("RRDB_trunk.0.RDB1.conv1.weight") && has("trunk_conv.weight") {
+    } else if from.has("RRDB_trunk.0.RDB1.conv1.weight") {
         Some(Naming::Bsrgan)
     } else {
         None
@@ -128,29 +128,27 @@ pub(super) fn naming(has: &dyn Fn(&str) -> bool) -> Option<Naming> {
 }
 
 impl RrdbNet {
-    pub(super) fn infer(shapes: &Shapes) -> Result<Self, DetectError> {
-        let architecture = ARCHITECTURE;
-        let has = |name: &str| shapes.contains_key(name);
-        let mut naming = naming(&has).expect("the architecture was told by these names");
-        let parts = list_length(architecture, shapes, naming.blocks())?;
+    pub(super) fn infer(from: &Reader<'_>) -> Result<Self, DetectError> {
+        let mut naming = naming(from).ok_or_else(|| from.missing("model.1.sub.0.RDB1.conv1.0.weight"))?;
+        let parts = from.length(naming.blocks())?;
         let (num_blocks, ups) = match &mut naming {
             Naming::Old { ups } => {
                 // model.0 and .1 are the first convolution and the trunk, then three numbers per doubling, and three at the end.
-                *ups = list_length(architecture, shapes, "model")?.saturating_sub(5) / 3;
+                *ups = from.length("model")?.saturating_sub(5) / 3;
                 (parts.saturating_sub(1), *ups) // the last of the blocks is the convolution behind them
             }
             naming => {
-                let ups = (1..).take_while(|&up| has(&format!("{}.weight", naming.up(up)))).count();
+                let ups = (1..).take_while(|&up| from.has(&format!("{}.weight", naming.up(up)))).count();
                 (parts, ups)
             }
         };
-        let (num_filters, in_nc) = convolution(architecture, shapes, &format!("{}.weight", naming.first()))?;
-        let (out_nc, _) = convolution(architecture, shapes, &format!("{}.weight", naming.last()))?;
-        let (found, _) = convolution(architecture, shapes, &format!("{}.weight", naming.dense(0, 1, 1)))?;
+        let (num_filters, in_nc) = from.convolution(naming.first())?;
+        let (out_nc, _) = from.convolution(&naming.last())?;
+        let (found, _) = from.convolution(&naming.dense(0, 1, 1))?;
         if found != GROWTH {
             return Err(DetectError::Growth { found });
         }
-        let plus = has(&Naming::dense_1x1(0, 1));
+        let plus = from.has(&Naming::dense_1x1(0, 1));
         let shuffle_factor = [2, 4].into_iter().find(|factor| in_nc == out_nc * factor * factor);
         Ok(Self { naming, in_nc, out_nc, num_filters, num_blocks, ups, plus, shuffle_factor })
     }
@@ -161,39 +159,32 @@ impl RrdbNet {
         self.in_nc / (factor * factor)
     }
 
-    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let Self { naming, in_nc, out_nc, num_filters, num_blocks, ups, plus, .. } = *self;
-        let mut tensors = Vec::new();
-        let mut add = |name: &str, outputs, inputs| tensors.extend(weight_and_bias(name, outputs, inputs, 3));
-        add(naming.first(), num_filters, in_nc);
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let Self { naming, in_nc, out_nc, num_filters: c, num_blocks, ups, plus, .. } = *self;
+        let mut to = Builder::default();
+        to.conv(naming.first(), c, in_nc, 3);
         for block in 0..num_blocks {
             for rdb in 1..=3 {
                 for k in 1..=5 {
-                    let outputs = if k == 5 { num_filters } else { GROWTH };
-                    add(&naming.dense(block, rdb, k), outputs, num_filters + (k - 1) * GROWTH);
+                    let outputs = if k == 5 { c } else { GROWTH };
+                    to.conv(&naming.dense(block, rdb, k), outputs, c + (k - 1) * GROWTH, 3);
+                }
+                if plus {
+                    to.parameter(Naming::dense_1x1(block, rdb), [GROWTH, c, 1, 1]);
                 }
             }
         }
-        add(&naming.trunk(num_blocks), num_filters, num_filters);
-        for up in 1..=ups {
-            add(&naming.up(up), num_filters, num_filters);
-        }
-        add(&naming.hr(), num_filters, num_filters);
-        add(&naming.last(), out_nc, num_filters);
-        if plus {
-            let blocks = (0..num_blocks).flat_map(|block| (1..=3).map(move |rdb| Naming::dense_1x1(block, rdb)));
-            tensors.extend(blocks.map(|name| (name, vec![GROWTH, num_filters, 1, 1])));
-        }
-        tensors
+        to.conv(&naming.trunk(num_blocks), c, c, 3);
+        (1..=ups).for_each(|up| to.conv(&naming.up(up), c, c, 3));
+        to.conv(&naming.hr(), c, c, 3);
+        to.conv(&naming.last(), out_nc, c, 3);
+        to.parts
     }
 
     pub(super) fn facts(&self) -> Result<ModelFacts, DetectError> {
         let Self { in_nc, out_nc, num_filters, num_blocks, ups, plus, shuffle_factor, .. } = *self;
-        let grown = 1u64 << ups.min(32);
-        let factor = shuffle_factor.unwrap_or(1) as u64;
-        if !grown.is_multiple_of(factor) || grown >> 16 > 0 {
-            return Err(DetectError::Scale { architecture: ARCHITECTURE, numerator: grown, denominator: factor });
-        }
+        let grown = 1usize << ups.min(32);
+        let scale = facts::scale(ARCHITECTURE, grown, shuffle_factor.unwrap_or(1))?;
         let size_requirements = match shuffle_factor {
             None => SizeRequirements { minimum: 2, ..SizeRequirements::NONE },
             Some(_) => SizeRequirements { minimum: 4, multiple_of: 4, square: false },
@@ -205,28 +196,26 @@ impl RrdbNet {
         if shuffle_factor.is_some() {
             tags.push("unshuffle".to_owned());
         }
-        let hyperparameters = [
-            ("in_nc", json!(in_nc)),
-            ("out_nc", json!(out_nc)),
-            ("num_filters", json!(num_filters)),
-            ("num_blocks", json!(num_blocks)),
-            ("scale", json!(grown)),
-            ("plus", json!(plus)),
-            ("shuffle_factor", json!(shuffle_factor)),
-            ("norm", json!(null)),
-            ("act", json!("leakyrelu")),
-            ("upsampler", json!("upconv")),
-            ("mode", json!("CNA")),
-        ];
         Ok(ModelFacts {
-            architecture: ARCHITECTURE.to_owned(),
-            scale: (grown / factor) as u32,
+            scale,
             input_channels: self.picture_channels() as u32,
             output_channels: out_nc as u32,
             size_requirements,
-            parameters: 0,
             tags,
-            hyperparameters: Map::from_iter(hyperparameters.map(|(name, value)| (name.to_owned(), value))),
+            hyperparameters: facts::map(json!({
+                "in_nc": in_nc,
+                "out_nc": out_nc,
+                "num_filters": num_filters,
+                "num_blocks": num_blocks,
+                "scale": grown,
+                "plus": plus,
+                "shuffle_factor": shuffle_factor,
+                "norm": null,
+                "act": "leakyrelu",
+                "upsampler": "upconv",
+                "mode": "CNA",
+            })),
+            ..ModelFacts::of(ARCHITECTURE)
         })
     }
 }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::DetectError;
+
 /// What is known of a model from its tensors' names and shapes alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
@@ -22,6 +24,37 @@ pub struct ModelFacts {
     pub tags: Vec<String>,
     /// Every size of the network under the name that its architecture gives it.
     pub hyperparameters: Map<String, Value>,
+}
+
+impl ModelFacts {
+    /// Returns the facts of an `architecture` of which nothing else is known yet.
+    pub(super) fn of(architecture: &str) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            scale: 1,
+            input_channels: 0,
+            output_channels: 0,
+            size_requirements: SizeRequirements::NONE,
+            parameters: 0,
+            tags: Vec::new(),
+            hyperparameters: Map::new(),
+        }
+    }
+}
+
+/// Returns the entries of a JSON object.
+pub(super) fn map(object: Value) -> Map<String, Value> {
+    let Value::Object(entries) = object else { unreachable!("hyperparameters are written as an object") };
+    entries
+}
+
+/// Returns the scale of a network that multiplies sides by `grown` after it has divided them by `divided`.
+pub(super) fn scale(architecture: &'static str, grown: usize, divided: usize) -> Result<u32, DetectError> {
+    let (numerator, denominator) = (grown as u64, divided as u64);
+    match u16::try_from(grown) {
+        Ok(_) if grown.is_multiple_of(divided) => Ok((grown / divided) as u32),
+        _ => Err(DetectError::Scale { architecture, numerator, denominator }),
+    }
 }
 
 /// The sizes of picture that a network takes; others are padded, see [`SizeRequirements::padding`].
