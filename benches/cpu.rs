@@ -42,7 +42,7 @@ struct Line {
     work: String,
     passes: u32,
     median: Times,
-    gflop: f64,
+    gflop: Option<f64>,
     cpu: String,
     bytes: String,
     peak_bytes: Option<u64>,
@@ -114,6 +114,6 @@ fn print(line: &Line, level: CpuLevel, precision: &str, alone: bool) {
         "| {work} | {level} ({bytes}) | {precision} | {passes} | {:.2} | {:.2} | {:.0} | {peak} |",
         1e3 * median.cpu_s,
         1e3 * median.wall_s,
-        gflop / median.cpu_s,
+        gflop.unwrap_or_default() / median.cpu_s,
     );
 }

@@ -181,7 +181,11 @@ def draw_canvas(rng: Rng) -> Image.Image:
         ink = rng.uniform(0, 0.2)
         canvas = texture(rng, CANVAS, clouds, saturation)
         sizes = radii(rng)
-    for radius in sizes:
+    # Depth of field: what lies behind this leaf is out of focus.
+    focus = int(rng.integers(len(sizes))) if rng.uniform() < 0.4 else -1
+    for index, radius in enumerate(sizes):
+        if index == focus:
+            canvas = canvas.filter(ImageFilter.GaussianBlur(log_uniform(rng, 1, 16)))
         mask = stencil(rng, float(radius), ink)
         x, y = (int(v) for v in rng.uniform(-radius, CANVAS - radius, size=2))
         canvas.paste(texture(rng, mask.width, clouds, saturation), (x, y), mask)
@@ -207,8 +211,8 @@ def scene(seed: int, index: int) -> NDArray[np.uint8]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "runs" / "pool.npy")
-    parser.add_argument("--scenes", type=int, default=800, help="how many scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--scenes", type=int, default=1000, help="how many scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
 

@@ -27,13 +27,13 @@ pub struct Figure {
     least: Times,
     /// What the median pass took.
     median: Times,
-    /// Additions and multiplications of a pass, in 10^9.
-    gflop: f64,
+    /// Additions and multiplications of a pass, in 10^9, where they are counted.
+    gflop: Option<f64>,
 }
 
 impl Figure {
-    /// Sums up the `times` of passes, of which each takes `flop` operations. There is at least one.
-    pub fn new(work: String, passes: usize, times: Vec<Times>, flop: f64) -> Self {
+    /// Sums up the `times` of passes, of which each takes `flop` operations, if they are counted. There is at least one.
+    pub fn new(work: String, passes: usize, times: Vec<Times>, flop: Option<f64>) -> Self {
         let sorted = |of: fn(&Times) -> f64| {
             let mut seconds: Vec<f64> = times.iter().map(of).collect();
             seconds.sort_by(f64::total_cmp);
@@ -41,7 +41,7 @@ impl Figure {
         };
         let (cpu_s, wall_s) = (sorted(|times| times.cpu_s), sorted(|times| times.wall_s));
         let at = |index: usize| Times { cpu_s: cpu_s[index], wall_s: wall_s[index] };
-        Self { work, passes, least: at(0), median: at(times.len() / 2), gflop: flop / 1e9 }
+        Self { work, passes, least: at(0), median: at(times.len() / 2), gflop: flop.map(|flop| flop / 1e9) }
     }
 }
 
@@ -74,14 +74,14 @@ impl Machine {
         let Figure { work, passes, least, median, gflop } = figure;
         let ms = |seconds: f64| format!("{:9.2}", 1e3 * seconds);
         let peak = peak_bytes().map_or_else(|| "unknown".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        let speed = gflop.map_or_else(|| "not counted".to_owned(), |gflop| format!("{:7.1}", gflop / median.cpu_s));
         format!(
-            "{work:34} n={passes:3} wall min {} med {} ms | cpu min {} med {} ms | {:7.1} GFLOP/cpu-s | peak {peak} | \
+            "{work:34} n={passes:3} wall min {} med {} ms | cpu min {} med {} ms | {speed} GFLOP/cpu-s | peak {peak} | \
              {cpu}, {level} ({bytes}), {precision}, {threads} thread(s)",
             ms(least.wall_s),
             ms(median.wall_s),
             ms(least.cpu_s),
             ms(median.cpu_s),
-            gflop / median.cpu_s,
         )
     }
 

@@ -20,6 +20,7 @@ use models::{
 };
 
 use figure::{Figure, Machine};
+use network::Network;
 
 /// Times passes of a network or an operation on this machine's CPU, on synthetic weights.
 ///
@@ -51,6 +52,9 @@ struct Arguments {
     /// The one operation to run, by its name; all by default.
     #[arg(long)]
     only: Option<String>,
+    /// The weights file of the work `model`.
+    #[arg(long, required_if_eq("work", "model"))]
+    model: Option<PathBuf>,
     /// Prints the figures as one JSON object a line.
     #[arg(long)]
     json: bool,
@@ -62,6 +66,8 @@ enum Work {
     Rrdb,
     /// SRVGGNetCompact x4: 64 features, 16 convolutions between the first and the last.
     Compact,
+    /// The network of the weights file `--model`.
+    Model,
     /// Single operations of RRDBNet and of Stable Diffusion 1.5.
     Ops,
 }
@@ -93,12 +99,13 @@ fn main() -> Result<()> {
         out.as_mut().map_or(Ok(()), |out| write(out, output))
     };
     let network = match arguments.work {
-        Work::Rrdb => network::RRDB,
-        Work::Compact => network::COMPACT,
+        Work::Rrdb => Network::known("rrdb", &network::RRDB, cpu)?,
+        Work::Compact => Network::known("compact", &network::COMPACT, cpu)?,
+        Work::Model => Network::of_file(&arguments.model.context("no --model")?, cpu)?,
         Work::Ops => return op::run(arguments.only.as_deref(), passes, cpu, tell),
     };
     ensure!(h > 0 && w > 0, "a tile of {h} x {w} has no pixels");
-    let (figure, output) = network::run(network, h, w, passes, threads, cpu)?;
+    let (figure, output) = network::run(&network, h, w, passes, threads)?;
     tell(figure, &output)
 }
 

@@ -65,7 +65,7 @@ pub fn run(
             pass(&mut out);
             clock.stop()
         });
-        report(Figure::new(op.name.clone(), passes, times.collect(), op.flop), &out)?;
+        report(Figure::new(op.name.clone(), passes, times.collect(), Some(op.flop)), &out)?;
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
-//! Results in, picture out: blends tiles, resamples alpha, and encodes, in row bands of bounded memory.
+//! Results in, picture out: blends tiles, resamples, and encodes, in row bands of bounded memory.
 //!
 //! Three stages run side by side: the rows of the next band are read from the store while this one is blended, and
 //! the one before is encoded. Only rows that a band needs are read, so memory does not grow with the picture (JPEG and
 //! WebP encoders hold the whole picture all the same). The file is made in the scratch folder and then stored under
 //! its digest, so that a crash leaves nothing half-written in the store.
+
+mod finish;
 
 use std::{io, ops::Range, path::PathBuf, sync::Arc};
 
@@ -15,17 +17,16 @@ use domain::{
     picture::{Color, Format, Sample},
     plan::{Plan, Task},
     region::Size,
+    resize::Resampling,
     task::{Context, ResultKey},
     tiles::{BadTiling, Tile, TileGrid, Tiling},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use imaging::{
-    bytes::{to_u8, to_u16},
     encode::{EncodeError, EncodeOptions, Encoder},
     frames::PixelError,
     picture::Limits,
     raster::{RasterInfo, Window},
-    resample::float::{FloatResizer, Interpolation},
     tiled::{BandBlender, Placement},
 };
 use store::{Key, Store, StoreError};
@@ -37,6 +38,7 @@ use crate::{
     intake::RasterRecord,
     records::{get_json, put_json},
 };
+use finish::Finisher;
 
 /// Bytes that the tiles' rows of one band may take; three bands are in memory at once.
 const BAND_BYTES: u64 = 12 << 20;
@@ -130,19 +132,22 @@ struct Order {
     color: Color,
     sample: Sample,
     quality: u8,
+    resize: Option<Resampling>,
 }
 
-/// One band: its output rows, the rows of each tile that touch it, and its alpha.
+impl Order {
+    /// The size of the result.
+    fn result(&self, enlarged: Size) -> Size {
+        self.resize.map_or(enlarged, |resize| resize.to)
+    }
+}
+
+/// One band: its rows of the enlarged picture, the rows of each tile that touch it, and the rows of the picture's alpha
+/// that become them.
 struct BandInput {
     rows: Range<u32>,
     tiles: Vec<(Tile, u32, Bytes)>,
-    alpha: Option<AlphaRows>,
-}
-
-/// Rows of the input's alpha, of which the first is row `first`.
-struct AlphaRows {
-    first: usize,
-    samples: Vec<f32>,
+    alpha: Vec<f32>,
 }
 
 impl Assembler {
@@ -155,11 +160,12 @@ impl Assembler {
         cancelled: &CancellationToken,
     ) -> Result<JobOutput, AssembleError> {
         let planned = plan.context_of(task);
-        let Context::Assemble { picture, size, tiling, scale, format, color, sample, quality, .. } = planned.context
+        let Context::Assemble { picture, size, tiling, scale, format, color, sample, quality, resize, .. } =
+            planned.context
         else {
             return Err(AssembleError::Internal("the task assembles nothing"));
         };
-        let order = Order { picture, size, tiling, scale, format, color, sample, quality };
+        let order = Order { picture, size, tiling, scale, format, color, sample, quality, resize };
         let tiles: Vec<ResultKey> = task.needs.clone().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
 
         let file = tokio::select! {
@@ -173,7 +179,7 @@ impl Assembler {
             name: upscale.pictures[planned.picture].name.clone(),
             artifact: Artifact { key: layout::artifact(digest), digest, size_bytes },
             format,
-            size: Size::new(size.width * scale, size.height * scale),
+            size: order.result(Size::new(size.width * scale, size.height * scale)),
         };
         put_json(&*self.store, &plan.key_of(task).path(), &output).await?;
         Ok(output)
@@ -196,39 +202,27 @@ impl Assembler {
             jpeg_quality: order.quality,
             ..EncodeOptions::new(order.format, order.color, order.sample)
         };
-        let options = without_what_does_not_fit(options, grid.output(), &self.limits);
+        let options = without_what_does_not_fit(options, order.result(grid.output()), &self.limits);
         let file = NamedTempFile::new_in(&self.scratch).map_err(scratch_failed)?;
         let handle = file.reopen().map_err(scratch_failed)?;
 
         // Capacity 1: one band waits, one is read, one is blended and encoded.
         let (bands, mut ready) = mpsc::channel::<BandInput>(1);
-        let (limits, output, whole) = (self.limits, grid.output(), grid.is_whole());
-        let (color, sample) = (order.color, order.sample);
-        let alpha = match color.has_alpha() {
-            true => Some(FloatResizer::new(Interpolation::Bicubic, order.size, output, 1)?),
-            false => None,
-        };
-        let alpha = alpha.map(Arc::new);
-        let resizer = alpha.clone();
+        let (limits, enlarged, whole) = (self.limits, grid.output(), grid.is_whole());
+        let result = order.result(enlarged);
+        let mut finisher = Finisher::new(order.size, enlarged, order.resize, order.color, order.sample)?;
         let span = tracing::Span::current();
         let encoding = tokio::task::spawn_blocking(move || {
             let _entered = span.entered();
-            let mut encoder = Encoder::new(handle, output.width, output.height, options, &limits)?;
+            let mut encoder = Encoder::new(handle, result.width, result.height, options, &limits)?;
             while let Some(band) = ready.blocking_recv() {
-                let alpha = match (&resizer, &band.alpha) {
-                    (Some(resizer), Some(alpha)) => {
-                        let rows = band.rows.start as usize..band.rows.end as usize;
-                        Some(resizer.rows(rows, &alpha.samples, alpha.first))
-                    }
-                    _ => None,
-                };
-                let colors = blend(output, whole, &band)?;
-                encoder.write_rows(&quantise(&colors, alpha.as_deref(), color, sample))?;
+                let blended = blend(enlarged, whole, &band)?;
+                encoder.write_rows(&finisher.take(blended, &band.alpha))?;
             }
             encoder.finish()?;
             Ok::<_, AssembleError>(())
         });
-        let read = self.read_bands(order, &grid, tiles, &record.raster, alpha.as_deref(), bands).await;
+        let read = self.read_bands(order, &grid, tiles, &record.raster, bands).await;
         let encoded = encoding.await.map_err(|_| AssembleError::Internal("the encoder stopped"))?;
         // When reading failed the encoder only complains of missing rows; when encoding failed, reading was cut off.
         match (read, encoded) {
@@ -244,11 +238,10 @@ impl Assembler {
         grid: &TileGrid,
         tiles: &[ResultKey],
         raster: &RasterInfo,
-        alpha: Option<&FloatResizer>,
         bands: mpsc::Sender<BandInput>,
     ) -> Result<(), AssembleError> {
         let output = grid.output();
-        let step = band_rows(output, order.tiling);
+        let step = band_rows(output, order.result(output), order.tiling);
         let mut top = 0;
         while top < output.height {
             let rows = top..(top.saturating_add(step)).min(output.height);
@@ -264,13 +257,13 @@ impl Assembler {
                 return Err(AssembleError::Missing(missing));
             }
             let tiles = reads.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-            let alpha = match alpha {
-                Some(resizer) => {
-                    let needed = resizer.rows_needed(rows.start as usize..rows.end as usize);
-                    let samples = self.read_alpha(order.picture, raster, needed.clone()).await?;
-                    Some(AlphaRows { first: needed.start, samples })
+            let alpha = match order.color.has_alpha() {
+                // Of the picture's own rows, each comes once.
+                true => {
+                    let from = rows.start.div_ceil(order.scale)..rows.end.div_ceil(order.scale);
+                    self.read_alpha(order.picture, raster, from).await?
                 }
-                None => None,
+                false => Vec::new(),
             };
             top = rows.end;
             if bands.send(BandInput { rows, tiles, alpha }).await.is_err() {
@@ -309,9 +302,12 @@ impl Assembler {
         &self,
         picture: Digest,
         raster: &RasterInfo,
-        rows: Range<usize>,
+        rows: Range<u32>,
     ) -> Result<Vec<f32>, AssembleError> {
-        let window = Window { x: 0, y: rows.start as u32, width: raster.width, height: rows.len() as u32 };
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let window = Window { x: 0, y: rows.start, width: raster.width, height: rows.end - rows.start };
         let reads = raster.band_ranges(window).into_iter().map(|part| async move {
             self.store.get_range(&Key::new(layout::raster_band(picture, part.band))?, part.start..part.end).await
         });
@@ -332,11 +328,13 @@ fn without_what_does_not_fit(options: EncodeOptions, size: Size, limits: &Limits
     }
 }
 
-/// Output rows of a band: as many as [`BAND_BYTES`] allow, at least one.
-fn band_rows(output: Size, tiling: Tiling) -> u32 {
+/// Rows of the enlarged picture in a band: as many as [`BAND_BYTES`] allow, of these rows and of those of the result that
+/// they become, at least one.
+fn band_rows(enlarged: Size, result: Size, tiling: Tiling) -> u32 {
     // 12 bytes a pixel for every tile that it lies in; blending and encoding take about as much again.
     let density = u64::from(tiling.side.div_ceil(tiling.side - tiling.overlap)).pow(2);
-    let rows = BAND_BYTES / (u64::from(output.width) * 12 * density);
+    let resized = u64::from(result.width) * u64::from(result.height.div_ceil(enlarged.height));
+    let rows = BAND_BYTES / (12 * resized.max(u64::from(enlarged.width) * density));
     u32::try_from(rows.clamp(1, 1024)).expect("at most 1024")
 }
 
@@ -358,36 +356,4 @@ fn blend(output: Size, whole: bool, band: &BandInput) -> Result<Vec<f32>, PixelE
     };
     blended.iter_mut().for_each(|sample| *sample = sample.clamp(0.0, 1.0));
     Ok(blended)
-}
-
-/// Turns RGB rows and alpha into encoded samples in the native layout.
-///
-/// 8-bit colours are truncated as the reference does; 16-bit colours and all alpha are rounded to nearest. Grey is the
-/// mean of the three channels.
-fn quantise(colors: &[f32], alpha: Option<&[f32]>, color: Color, sample: Sample) -> Vec<u8> {
-    let mut out = Vec::with_capacity(colors.len() / 3 * color.channels() * sample.bytes());
-    let push = |out: &mut Vec<u8>, value: f32| match sample {
-        Sample::U8 => out.push(to_u8(value)),
-        Sample::U16 => out.extend(to_u16(value).to_le_bytes()),
-        Sample::F32 => out.extend(value.to_le_bytes()),
-    };
-    let push_alpha = |out: &mut Vec<u8>, value: f32| {
-        let value = value.clamp(0.0, 1.0);
-        match sample {
-            Sample::U8 => out.push((value * 255.0).round() as u8),
-            Sample::U16 => out.extend(to_u16(value).to_le_bytes()),
-            Sample::F32 => out.extend(value.to_le_bytes()),
-        }
-    };
-    for (index, pixel) in colors.as_chunks::<3>().0.iter().enumerate() {
-        if color.is_grey() {
-            push(&mut out, (pixel[0] + pixel[1] + pixel[2]) / 3.0);
-        } else {
-            pixel.iter().for_each(|&value| push(&mut out, value));
-        }
-        if let Some(alpha) = alpha {
-            push_alpha(&mut out, alpha[index]);
-        }
-    }
-    out
 }

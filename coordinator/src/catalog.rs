@@ -8,6 +8,7 @@ use proto::{convert::InvalidField, v1};
 use serde::{Deserialize, Serialize};
 use store::{Key, Store};
 use weights::{
+    builtin::{BUILTIN, Builtin},
     checkpoint::Checkpoint,
     detect::{ModelFacts, detect},
 };
@@ -33,13 +34,6 @@ pub struct ModelRecord {
 }
 
 impl ModelRecord {
-    /// Feature channels inside the network, for estimates of memory.
-    pub fn width(&self) -> u32 {
-        let number = |key| self.facts.hyperparameters.get(key).and_then(serde_json::Value::as_u64);
-        let width = number("num_filters").or_else(|| number("num_feat")).unwrap_or(64);
-        u32::try_from(width).unwrap_or(u32::MAX)
-    }
-
     /// The model as the public service shows it.
     pub fn to_wire(&self) -> v1::Model {
         v1::Model {
@@ -71,7 +65,7 @@ impl Catalog {
 
     /// Puts the models that ship with Tessera into the store, unless they are there.
     pub async fn add_builtin(&self) -> Result<(), Refusal> {
-        for builtin in weights::builtin::BUILTIN {
+        for builtin in BUILTIN {
             let digest = Digest::of(builtin.bytes);
             let known: Option<ModelRecord> = get_json(&*self.store, &layout::model_record(digest)).await?;
             if known.is_none() {
@@ -140,12 +134,26 @@ impl Catalog {
             .map_err(|error| Refusal::Internal { what: "the model's file vanished".to_owned(), source: error.into() })?
             .len();
         self.store.put_file(&Key::new(layout::model(digest))?, path).await?;
-        let builtin = weights::builtin::BUILTIN.iter().any(|builtin| Digest::of(builtin.bytes) == digest);
+        let builtin = BUILTIN.iter().any(|builtin| Digest::of(builtin.bytes) == digest);
         let record = ModelRecord { name: name.to_owned(), digest, size_bytes, builtin, facts };
         put_json(&*self.store, &layout::model_record(digest), &record).await?;
         put_json(&*self.store, &layout::model_name(name), &digest).await?;
         Ok(record)
     }
+}
+
+/// The built-in model for pictures that must grow `needed` times: the one with the smallest scale that is enough, or the
+/// largest where none is. Where nobody says, the first.
+pub fn builtin_for(needed: Option<f64>) -> &'static Builtin {
+    let models = || BUILTIN.iter();
+    let chosen = match needed {
+        None => BUILTIN.first(),
+        Some(needed) => {
+            let enough = models().filter(|model| f64::from(model.scale) >= needed).min_by_key(|model| model.scale);
+            enough.or_else(|| models().max_by_key(|model| model.scale))
+        }
+    };
+    chosen.expect("a model is built in")
 }
 
 /// Whether `name` can name a model: it becomes part of a key.
@@ -166,13 +174,22 @@ mod tests {
         catalog.add_builtin().await.unwrap();
         catalog.add_builtin().await.unwrap();
         let models = catalog.all().await.unwrap();
-        assert_eq!(models.len(), weights::builtin::BUILTIN.len());
+        assert_eq!(models.len(), BUILTIN.len());
         let first = &models[0];
         assert!(first.builtin && first.facts.scale >= 2);
         assert_eq!(catalog.find(&first.name).await.unwrap().unwrap().digest, first.digest);
         assert_eq!(catalog.find(&first.digest.to_string()).await.unwrap().unwrap().name, first.name);
         assert!(catalog.find("no-such-model").await.unwrap().is_none());
         assert!(catalog.find("../secret").await.unwrap().is_none());
+    }
+
+    #[test]
+    fn a_built_in_model_is_chosen_by_how_much_pictures_must_grow() {
+        let scale = |needed| builtin_for(needed).scale;
+        let largest = BUILTIN.iter().map(|model| model.scale).max().unwrap();
+        assert_eq!(scale(None), 2);
+        assert_eq!([0.5, 1.0, 1.5, 2.0].map(|needed| scale(Some(needed))), [2; 4]);
+        assert_eq!([f64::from(largest), 64.0].map(|needed| scale(Some(needed))), [largest; 2]);
     }
 
     #[tokio::test]

@@ -18,8 +18,8 @@ use domain::{
     picture::Format,
     plan::{Plan, plan},
     region::Size,
+    resize::Resize,
     task::{ComputeClass, Context, ResultKey},
-    tiles::Tiling,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use imaging::{
@@ -40,7 +40,8 @@ use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
 use crate::{
-    catalog::Catalog,
+    auto_tile,
+    catalog::{Catalog, ModelRecord, builtin_for},
     desk::now,
     records::{get_json, put_json},
     refusal::{Refusal, chain},
@@ -143,35 +144,32 @@ impl Intake {
     }
 
     async fn resolve_upscale(&self, request: UpscaleRequest) -> Result<Upscale, Refusal> {
-        // The model first: it is quickly looked up, and decoding pictures for a job that cannot be is a waste.
-        let field = "upscale.upscale_model";
-        let record = self.catalog.find(&request.upscale_model).await?.ok_or_else(|| Refusal::NotFound {
-            field: field.to_owned(),
-            what: format!("a model called `{}`", request.upscale_model),
-        })?;
-        if (record.facts.input_channels, record.facts.output_channels) != (3, 3) {
-            let why = format!(
-                "`{}` takes {} channels and gives {}; a model for RGB pictures is wanted, 3 and 3",
-                record.name, record.facts.input_channels, record.facts.output_channels
-            );
-            return Err(Refusal::field(field, why));
-        }
-        let class = self.class_for(&request).await?;
-        let tiling = match request.tiling {
-            TilingRequest::Fixed(tiling) => tiling,
-            TilingRequest::Auto { overlap } => {
-                let memory = self.roster.memory_of(&class, now());
-                Tiling { side: auto_side(record.width(), record.facts.scale, memory), overlap }
-            }
+        // A named model first: it is quickly looked up, and decoding pictures for a job that cannot be is a waste.
+        let named = match &request.upscale_model {
+            Some(name) => Some(self.model(name).await?),
+            None => None,
         };
+        let class = self.class_for(&request).await?;
         let mut pictures = Vec::with_capacity(request.pictures.len());
         for (index, (name, source)) in request.pictures.into_iter().enumerate() {
             let span = info_span!("decode", picture = %name);
             let field = format!("upscale.pictures[{index}]");
-            let picture = self.picture(&field, name, source).instrument(span).await?;
-            self.check_output(&field, &picture, record.facts.scale, &request.output)?;
-            pictures.push(picture);
+            pictures.push(self.picture(&field, name, source).instrument(span).await?);
         }
+        let record = match named {
+            Some(record) => record,
+            None => self.model(builtin_for(scale_needed(request.resize, &pictures)).name).await?,
+        };
+        for (index, picture) in pictures.iter().enumerate() {
+            let field = format!("upscale.pictures[{index}]");
+            self.check_output(&field, picture, record.facts.scale, &request.output, request.resize)?;
+        }
+        let tiling = match request.tiling {
+            TilingRequest::Fixed(tiling) => tiling,
+            TilingRequest::Auto { overlap } => {
+                auto_tile::tiling(&record.facts, self.roster.memory_of(&class, now()), overlap)
+            }
+        };
         Ok(Upscale {
             pictures,
             upscale_model: Model {
@@ -185,15 +183,48 @@ impl Intake {
             reproducibility: request.reproducibility,
             class,
             output: request.output,
+            resize: request.resize,
         })
     }
 
+    /// Finds a model that takes and gives RGB pictures.
+    async fn model(&self, name: &str) -> Result<ModelRecord, Refusal> {
+        let field = "upscale.upscale_model";
+        let record = self
+            .catalog
+            .find(name)
+            .await?
+            .ok_or_else(|| Refusal::NotFound { field: field.to_owned(), what: format!("a model called `{name}`") })?;
+        if (record.facts.input_channels, record.facts.output_channels) != (3, 3) {
+            let why = format!(
+                "`{}` takes {} channels and gives {}; a model for RGB pictures is wanted, 3 and 3",
+                record.name, record.facts.input_channels, record.facts.output_channels
+            );
+            return Err(Refusal::field(field, why));
+        }
+        Ok(record)
+    }
+
     /// Refuses an output that could not be written, before work is spent on it.
-    fn check_output(&self, field: &str, picture: &Picture, scale: u32, output: &Output) -> Result<(), Refusal> {
-        let Some(size) = picture.size.scaled(scale) else { return Ok(()) }; // the planner says so
+    fn check_output(
+        &self,
+        field: &str,
+        picture: &Picture,
+        scale: u32,
+        output: &Output,
+        resize: Option<Resize>,
+    ) -> Result<(), Refusal> {
+        // What does not even fit 32 bits is the planner's to refuse.
+        let Some(enlarged) = picture.size.scaled(scale) else { return Ok(()) };
+        let Some(size) = resize.map_or(Some(enlarged), |resize| resize.target.size_of(picture.size)) else {
+            return Ok(());
+        };
+        self.limits
+            .check_size(enlarged.width, enlarged.height)
+            .map_err(|error| Refusal::field(field, format!("enlarged {scale} times it is {enlarged}: {error}")))?;
         self.limits
             .check_size(size.width, size.height)
-            .map_err(|error| Refusal::field(field, format!("enlarged {scale} times it is {size}: {error}")))?;
+            .map_err(|error| Refusal::field("upscale.resize", format!("makes it {size}: {error}")))?;
         let (format, color, sample) = output.resolve(picture);
         check_encodable(format, size.width, size.height, color, sample, &self.limits)
             .map_err(|error| Refusal::field("upscale.output.format", chain(&error)))
@@ -433,17 +464,10 @@ pub fn tile_bytes(input: Size, scale: u32) -> u64 {
     input.pixels() * u64::from(scale) * u64::from(scale) * 3 * 4
 }
 
-/// The tile side for `auto`: the largest of the table whose working set fits half of the device's memory.
-///
-/// `width` is the number of feature channels. A convolution holds about twelve planes of features for each input
-/// pixel at once, and the enlarged picture four; each number has four bytes. Memory is the class's smallest device's,
-/// or 4 GiB when no device is there to ask.
-fn auto_side(width: u32, scale: u32, memory_bytes: Option<u64>) -> u32 {
-    let budget = memory_bytes.unwrap_or(4 << 30) / 2;
-    let planes = (4 * u64::from(scale) * u64::from(scale)).saturating_add(12);
-    let per_pixel = (u64::from(width) * 4).saturating_mul(planes);
-    let fits = |side: &u32| (u64::from(*side) * u64::from(*side)).saturating_mul(per_pixel) <= budget;
-    [1024, 512, 256].into_iter().find(fits).unwrap_or(128)
+/// How many times a side of `pictures` must grow at least; `None` where nobody says.
+fn scale_needed(resize: Option<Resize>, pictures: &[Picture]) -> Option<f64> {
+    let target = resize?.target;
+    pictures.iter().map(|picture| target.factor_for(picture.size)).max_by(f64::total_cmp)
 }
 
 fn check_labels(request: &v1::CreateJobRequest) -> Result<(), Refusal> {
@@ -474,6 +498,11 @@ pub fn scratch_refusal(scratch: &Path, source: std::io::Error) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use domain::{
+        picture::{Color, Sample},
+        resize::{Factor, ResizeMethod, Target},
+    };
+
     use super::*;
 
     #[test]
@@ -485,11 +514,22 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_the_largest_tile_that_fits() {
-        assert_eq!(auto_side(24, 2, Some(16 << 30)), 1024);
-        assert_eq!(auto_side(64, 4, Some(16 << 30)), 512);
-        assert_eq!(auto_side(64, 4, Some(4 << 30)), 256);
-        assert_eq!(auto_side(64, 4, None), 256);
-        assert_eq!(auto_side(64, 4, Some(1)), 128);
+    fn the_picture_that_must_grow_most_says_which_model_is_taken() {
+        let picture = |width, height| Picture {
+            name: String::new(),
+            digest: Digest::of(b""),
+            size: Size { width, height },
+            color: Color::Rgb,
+            sample: Sample::U8,
+            format: Format::Png,
+        };
+        let needed = |target| {
+            let resize = Resize { target, method: ResizeMethod::Lanczos };
+            scale_needed(Some(resize), &[picture(100, 50), picture(40, 80)])
+        };
+        assert_eq!(needed(Target::Width(120)), Some(3.0));
+        assert_eq!(needed(Target::Height(120)), Some(2.4));
+        assert_eq!(needed(Target::Factor(Factor::new(1.5).unwrap())), Some(1.5));
+        assert_eq!(scale_needed(None, &[picture(1, 1)]), None);
     }
 }

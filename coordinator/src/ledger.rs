@@ -1230,6 +1230,7 @@ mod tests {
                 reproducibility: Reproducibility::SameClass,
                 class: "cpu.x.f32".parse().unwrap(),
                 output: Output::default(),
+                resize: None,
             }),
         }
     }

@@ -9,6 +9,7 @@
 //! [`assemble`] puts pictures together. [`run`] ties them into a process. Start reading at the ledger.
 
 pub mod assemble;
+pub mod auto_tile;
 pub mod catalog;
 pub mod desk;
 pub mod dispatch;

@@ -6,6 +6,7 @@ use domain::{
         Artifact, Job, JobKind, JobOutput, JobState, Output, Precision, Priority, Reproducibility, Timestamp, Upscale,
     },
     picture::{Format, Sample},
+    resize::{Factor, MAX_SIDE, Resize, ResizeMethod, Target},
     task::ComputeClass,
     tiles::Tiling,
 };
@@ -53,8 +54,8 @@ pub enum Source {
 pub struct UpscaleRequest {
     /// Name and place of each picture.
     pub pictures: Vec<(String, Source)>,
-    /// Name or digest of the model.
-    pub upscale_model: String,
+    /// Name or digest of the model; `None`: a built-in one.
+    pub upscale_model: Option<String>,
     /// How pictures are cut.
     pub tiling: TilingRequest,
     /// How exactly.
@@ -65,6 +66,8 @@ pub struct UpscaleRequest {
     pub class: Option<ComputeClass>,
     /// How results are written.
     pub output: Output,
+    /// How large results are; `None`: as the network makes them.
+    pub resize: Option<Resize>,
 }
 
 /// The tiling asked for.
@@ -109,22 +112,19 @@ impl TryFrom<v1::UpscaleJob> for UpscaleRequest {
             Ok((name, source))
         });
         let pictures = pictures.collect::<Result<_, _>>()?;
-        if job.upscale_model.is_empty() {
-            let why = "names no model; ListModels shows which there are".to_owned();
-            return Err(InvalidField::new("upscale.upscale_model", why));
-        }
         let class = match job.compute_class.as_str() {
             "" => None,
             class => Some(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
         };
         Ok(Self {
             pictures,
-            upscale_model: job.upscale_model,
+            upscale_model: Some(job.upscale_model).filter(|model| !model.is_empty()),
             tiling: job.tile.unwrap_or_default().try_into()?,
             precision: precision_from_wire("upscale.precision", job.precision)?.unwrap_or(Upscale::PRECISION),
             reproducibility: reproducibility_from_wire("upscale.reproducibility", job.reproducibility)?,
             class,
             output: job.output.unwrap_or_default().try_into()?,
+            resize: job.resize.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -185,6 +185,52 @@ impl TryFrom<v1::OutputOptions> for Output {
         }
         Ok(Self { format, sample, quality })
     }
+}
+
+impl TryFrom<v1::ResizeOptions> for Resize {
+    type Error = InvalidField;
+
+    fn try_from(resize: v1::ResizeOptions) -> Result<Self, InvalidField> {
+        use v1::resize_options::Target as Wire;
+        let side = |path: &str, side| match side {
+            1..=MAX_SIDE => Ok(side),
+            _ => Err(InvalidField::new(path, format!("is {side}, and 1 to {MAX_SIDE} is wanted"))),
+        };
+        let target = match required("upscale.resize.target", resize.target)? {
+            Wire::Factor(factor) => {
+                Target::Factor(Factor::new(factor).map_err(InvalidField::at("upscale.resize.factor"))?)
+            }
+            Wire::Width(width) => Target::Width(side("upscale.resize.width", width)?),
+            Wire::Height(height) => Target::Height(side("upscale.resize.height", height)?),
+        };
+        let method = match known("upscale.resize.method", resize.method)? {
+            v1::ResizeMethod::Unspecified => ResizeMethod::default(),
+            v1::ResizeMethod::NearestExact => ResizeMethod::NearestExact,
+            v1::ResizeMethod::Bilinear => ResizeMethod::Bilinear,
+            v1::ResizeMethod::Area => ResizeMethod::Area,
+            v1::ResizeMethod::Bicubic => ResizeMethod::Bicubic,
+            v1::ResizeMethod::Lanczos => ResizeMethod::Lanczos,
+        };
+        Ok(Self { target, method })
+    }
+}
+
+/// Writes the size that is asked for.
+pub fn resize_to_wire(resize: Resize) -> v1::ResizeOptions {
+    use v1::resize_options::Target as Wire;
+    let target = match resize.target {
+        Target::Factor(factor) => Wire::Factor(factor.get()),
+        Target::Width(width) => Wire::Width(width),
+        Target::Height(height) => Wire::Height(height),
+    };
+    let method = match resize.method {
+        ResizeMethod::NearestExact => v1::ResizeMethod::NearestExact,
+        ResizeMethod::Bilinear => v1::ResizeMethod::Bilinear,
+        ResizeMethod::Area => v1::ResizeMethod::Area,
+        ResizeMethod::Bicubic => v1::ResizeMethod::Bicubic,
+        ResizeMethod::Lanczos => v1::ResizeMethod::Lanczos,
+    };
+    v1::ResizeOptions { target: Some(target), method: method.into() }
 }
 
 /// Reads an enumeration value; a number that this version does not know is an error that names the field.
@@ -319,6 +365,7 @@ fn upscale_to_wire(upscale: &Upscale) -> v1::ResolvedUpscale {
         precision: precision_to_wire(upscale.precision).into(),
         reproducibility: reproducibility.into(),
         compute_class: upscale.class.to_string(),
+        resize: upscale.resize.map(resize_to_wire),
     }
 }
 
@@ -358,6 +405,9 @@ mod tests {
         assert_eq!(request.precision, Precision::Fast);
         assert_eq!(request.output, Output::default());
         assert_eq!(request.pictures[0].0, "picture 1");
+        assert_eq!((request.upscale_model.as_deref(), request.resize), (Some("m"), None));
+        let unnamed = v1::UpscaleJob { upscale_model: String::new(), ..job() };
+        assert_eq!(UpscaleRequest::try_from(unnamed).unwrap().upscale_model, None);
     }
 
     #[track_caller]
@@ -373,7 +423,6 @@ mod tests {
         check(|job| job.pictures[0].source = None, "upscale.pictures[0].source");
         let uri = |uri: &str| Some(v1::picture_source::Source::Uri(uri.to_owned()));
         check(|job| job.pictures[0].source = uri("file:///etc/passwd"), "upscale.pictures[0].uri");
-        check(|job| job.upscale_model.clear(), "upscale.upscale_model");
         check(|job| job.precision = 99, "upscale.precision");
         check(|job| job.compute_class = "gpu".to_owned(), "upscale.compute_class");
         let tile = |side, overlap| Some(v1::TileOptions { side, overlap: Some(overlap), auto: false });
@@ -383,5 +432,26 @@ mod tests {
         check(|job| job.output = output("bmp", 0, 0), "upscale.output.format");
         check(|job| job.output = output("jpeg", 16, 0), "upscale.output.bits");
         check(|job| job.output = output("", 0, 101), "upscale.output.quality");
+        use v1::resize_options::Target as Wire;
+        let resize = |target| Some(v1::ResizeOptions { target, method: 0 });
+        check(|job| job.resize = resize(None), "upscale.resize.target");
+        check(|job| job.resize = resize(Some(Wire::Factor(0.0))), "upscale.resize.factor");
+        check(|job| job.resize = resize(Some(Wire::Factor(f64::NAN))), "upscale.resize.factor");
+        check(|job| job.resize = resize(Some(Wire::Width(0))), "upscale.resize.width");
+        check(|job| job.resize = resize(Some(Wire::Height(1_000_001))), "upscale.resize.height");
+        let of_method = |method| Some(v1::ResizeOptions { target: Some(Wire::Width(9)), method });
+        check(|job| job.resize = of_method(9), "upscale.resize.method");
+    }
+
+    #[test]
+    fn a_size_that_is_asked_for_is_shown_as_it_was_asked() {
+        for target in [Target::Factor(Factor::new(1.5).unwrap()), Target::Width(640), Target::Height(1)] {
+            for method in ResizeMethod::ALL {
+                let resize = Resize { target, method };
+                assert_eq!(Resize::try_from(resize_to_wire(resize)), Ok(resize));
+            }
+        }
+        let wire = v1::ResizeOptions { target: Some(v1::resize_options::Target::Factor(3.0)), method: 0 };
+        assert_eq!(Resize::try_from(wire).unwrap().method, ResizeMethod::Lanczos);
     }
 }

@@ -101,6 +101,7 @@ fn job(side: u32, scale: u32, tiling: Tiling, format: Format) -> Job {
             reproducibility: Reproducibility::SameClass,
             class: "cpu.bench.f32".parse().expect("a class"),
             output: Output { format: Some(format), ..Output::default() },
+            resize: None,
         }),
     }
 }

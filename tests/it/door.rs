@@ -53,6 +53,18 @@ async fn what_cannot_be_done_is_refused_with_its_field() -> Result<()> {
     let too_wide = v1::UpscaleJob { output: Some(jpeg), ..quick() };
     check(&wide, too_wide, Code::InvalidArgument, "upscale.output.format", "65535 pixels a side").await?;
 
+    // A size that is asked for: its numbers, and then the limits before and after it is made.
+    use v1::resize_options::Target;
+    let resized = |target| v1::UpscaleJob { resize: Some(v1::ResizeOptions { target, method: 0 }), ..quick() };
+    let invalid = Code::InvalidArgument;
+    check(&good, resized(None), invalid, "upscale.resize.target", "missing").await?;
+    check(&good, resized(Some(Target::Factor(65.0))), invalid, "upscale.resize.factor", "0.01 to 64").await?;
+    check(&good, resized(Some(Target::Width(0))), invalid, "upscale.resize.width", "1 to 1000000").await?;
+    let target = Some(Target::Height(2_700));
+    check(&good, resized(target), invalid, "upscale.resize", "4050x2700").await?;
+    let large = png(2_000, 1_500);
+    check(&large, resized(Some(Target::Width(100))), invalid, picture, "enlarged 2 times it is 4000x3000").await?;
+
     // s3:// URIs that do not exist.
     let source = v1::picture_source::Source::Uri("s3://tessera/no/such/object.png".to_owned());
     let request = v1::CreateJobRequest {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use tests::goldens;
 
 /// What cannot be replayed yet: operations, and architectures of networks. This list only ever grows shorter.
-const NOT_BUILT_YET: &[&str] = &["DAT", "HAT", "OmniSR", "PLKSR", "SPAN", "SwinIR"];
+const NOT_BUILT_YET: &[&str] = &[];
 
 #[test]
 fn everything_that_is_built_agrees_with_the_reference() {

@@ -6,9 +6,11 @@
 mod broker_faults;
 mod door;
 mod faults;
+mod folders;
 mod goldens;
 mod newcomer;
 mod sharing;
+mod sizes;
 mod tidy;
 mod trace;
 

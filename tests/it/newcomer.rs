@@ -10,18 +10,22 @@ use imaging::{decode::probe, picture::Limits};
 use tempfile::TempDir;
 use tests::{farm::binary, pictures::png};
 
-struct Home(TempDir);
+/// A folder in which commands run, with a cache of its own.
+pub struct Home(TempDir);
 
 impl Home {
-    fn new() -> Result<Self> {
+    /// An empty one.
+    pub fn new() -> Result<Self> {
         Ok(Self(TempDir::with_prefix("tessera-newcomer-")?))
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    /// Where the file `name` is.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.0.path().join(name)
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<Output> {
+    /// Runs `tessera`, with nothing configured, until it ends.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary("tessera"));
         command.args(arguments).current_dir(self.0.path()).env("TESSERA_CACHE", self.path("cache"));
         for variable in ["TESSERA_STORE", "TESSERA_BROKER", "TESSERA_SERVER", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
@@ -31,11 +35,13 @@ impl Home {
     }
 }
 
-fn told(output: &Output) -> String {
+/// What a command wrote on stderr.
+pub fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn size(path: &Path) -> Result<(u32, u32)> {
+/// The width and the height of a picture.
+pub fn size(path: &Path) -> Result<(u32, u32)> {
     let info = probe(path, &Limits::default())?;
     Ok((info.width, info.height))
 }
@@ -90,6 +96,56 @@ fn what_cannot_be_asked_exits_with_2_and_says_what_helps() -> Result<()> {
         assert!(told(&output).contains(words), "`{words}` is not in: {}", told(&output));
         assert!(!home.path("out.png").exists(), "nothing is left behind");
     }
+    Ok(())
+}
+
+#[test]
+fn a_model_is_inspected_and_converted() -> Result<()> {
+    let home = Home::new()?;
+    std::fs::write(home.path("photo.png"), png(40, 30))?;
+    std::fs::write(home.path("model.bin"), tests::pictures::compact(8, 2, 2))?;
+    let ok = |arguments: &[&str]| {
+        let output = home.run(arguments)?;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", told(&output));
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    let inspected = |file: &str| -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&ok(&["models", "inspect", file, "--json"])?)?)
+    };
+    let refused = |arguments: &[&str], words: &str| {
+        let output = home.run(arguments)?;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", told(&output));
+        assert!(told(&output).contains(words), "`{words}` is not in: {}", told(&output));
+        anyhow::Ok(())
+    };
+    let first = inspected("model.bin")?;
+    assert_eq!((&first["facts"]["architecture"], &first["facts"]["scale"]), (&"Compact".into(), &2.into()));
+    let (bytes, pixels) = (first["tile_512_bytes"].as_u64().expect("a number"), 512 * 512);
+    assert!((pixels..pixels << 10).contains(&bytes), "{bytes} bytes for a tile of {pixels} pixels");
+    let text = ok(&["models", "inspect", "model.bin"])?;
+    for word in ["architecture", "scale", "sizes", "parameters", "f32", "memory", "digest", "num_feat"] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+
+    // As it is: the same network. In half precision: half the size.
+    assert_eq!(ok(&["models", "convert", "model.bin"])?, "model.safetensors\n");
+    ok(&["models", "convert", "model.bin", "-o", "half.safetensors", "--dtype", "f16"])?;
+    let half = inspected("half.safetensors")?;
+    assert_eq!(half["facts"], first["facts"]);
+    assert_eq!(half["dtypes"].as_object().expect("a table").keys().collect::<Vec<_>>(), ["f16"]);
+    for model in ["model.bin", "model.safetensors", "half.safetensors"] {
+        ok(&["upscale", "photo.png", "-o", &format!("{model}.png"), "--model", model])?;
+    }
+    let picture = |model: &str| std::fs::read(home.path(&format!("{model}.png")));
+    assert_eq!(picture("model.bin")?, picture("model.safetensors")?);
+    assert_eq!(size(&home.path("half.safetensors.png"))?, (80, 60));
+
+    refused(&["models", "convert", "model.bin"], "`model.safetensors` exists")?;
+    refused(&["models", "convert", "half.safetensors", "--force"], "written over itself")?;
+    refused(&["models", "convert", "photo.png", "-o", "x.safetensors"], "cannot read `photo.png`")?;
+    assert!(!home.path("x.safetensors").exists(), "nothing is left behind");
+    ok(&["models", "convert", "model.bin", "--dtype", "bf16", "--force"])?;
+    assert_eq!(inspected("model.safetensors")?["dtypes"]["f32"], serde_json::Value::Null);
     Ok(())
 }
 

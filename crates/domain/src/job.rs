@@ -8,6 +8,7 @@ use crate::{
     digest::Digest,
     picture::{Color, Format, Sample},
     region::Size,
+    resize::{Resampling, Resize},
     task::ComputeClass,
     tiles::Tiling,
 };
@@ -143,12 +144,38 @@ pub struct Upscale {
     pub class: ComputeClass,
     /// How the results are written.
     pub output: Output,
+    /// How large the results are; `None`: as the network makes them.
+    #[serde(default)]
+    pub resize: Option<Resize>,
 }
 
 impl Upscale {
     /// How exactly it is computed when the submitter does not say: nobody sees the difference, and everybody the time.
     pub const PRECISION: Precision = Precision::Fast;
+
+    /// The last step of `picture`, if it takes one: a size that the network makes by itself is not resampled.
+    ///
+    /// `Err` is a picture whose result would have a side that does not fit 32 bits.
+    pub fn resampling(&self, picture: &Picture) -> Result<Option<Resampling>, NoSize> {
+        let Some(Resize { target, method }) = self.resize else { return Ok(None) };
+        let to = target.size_of(picture.size).ok_or(NoSize)?;
+        let fits = picture.size.scaled(self.upscale_model.scale) == Some(to);
+        Ok((!fits).then_some(Resampling { to, method }))
+    }
+
+    /// The size of what is made of `picture`.
+    pub fn result_size(&self, picture: &Picture) -> Result<Size, NoSize> {
+        match self.resampling(picture)? {
+            Some(resampling) => Ok(resampling.to),
+            None => picture.size.scaled(self.upscale_model.scale).ok_or(NoSize),
+        }
+    }
 }
+
+/// A side would no longer fit 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a side of the result would have more than 4294967295 pixels")]
+pub struct NoSize;
 
 /// A picture as intake found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,5 +13,6 @@ pub mod layout;
 pub mod picture;
 pub mod plan;
 pub mod region;
+pub mod resize;
 pub mod task;
 pub mod tiles;

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use crate::{
     digest::Digest,
-    job::{Job, JobKind, Picture, Precision, Reproducibility, Upscale},
+    job::{Job, JobKind, NoSize, Picture, Precision, Reproducibility, Upscale},
     picture::NotEncodable,
     region::{Region, Size},
+    resize::Resampling,
     task::{ASSEMBLE_REVISION, Context, DECODE_REVISION, Place, ResultKey, UPSCALE_REVISION},
     tiles::{BadTiling, TileGrid},
 };
@@ -69,6 +70,16 @@ pub enum PlanError {
         /// The model's scale.
         scale: u32,
     },
+    /// A side of the resized output would not fit 32 bits.
+    #[error("picture `{name}` is {size}")]
+    Resize {
+        /// The picture.
+        name: String,
+        /// Its size.
+        size: Size,
+        /// What is wrong.
+        source: NoSize,
+    },
     /// There is nothing to do.
     #[error("the job names no picture")]
     NoPicture,
@@ -86,6 +97,7 @@ impl PlanError {
         match self {
             Self::Tiling(_) | Self::TooManyTasks { .. } => "upscale.tile",
             Self::Output { .. } => "upscale.output.format",
+            Self::Resize { .. } => "upscale.resize",
             Self::TooLarge { .. } | Self::NoPicture => "upscale.pictures",
         }
     }
@@ -165,6 +177,7 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
             color,
             sample,
             quality: upscale.output.quality,
+            resize: last_step(upscale, picture)?,
         };
         let assemble_digest = assemble.digest();
         let context = plan.contexts.len() as u32;
@@ -192,14 +205,21 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
 /// The tiles of `picture`, once it is clear that its output can be written.
 pub fn grid(upscale: &Upscale, picture: &Picture) -> Result<TileGrid, PlanError> {
     let (scale, name) = (upscale.upscale_model.scale, &picture.name);
-    let size = picture.size.scaled(scale).ok_or_else(|| PlanError::TooLarge {
+    let enlarged = picture.size.scaled(scale).ok_or_else(|| PlanError::TooLarge {
         name: name.clone(),
         size: picture.size,
         scale,
     })?;
+    let size = last_step(upscale, picture)?.map_or(enlarged, |resampling| resampling.to);
     let (format, color, sample) = upscale.output.resolve(picture);
     format.check(size, color, sample).map_err(|source| PlanError::Output { name: name.clone(), source })?;
     Ok(TileGrid::new(picture.size, upscale.tiling, scale)?)
+}
+
+/// How `picture` is resampled after it was enlarged, if it is.
+fn last_step(upscale: &Upscale, picture: &Picture) -> Result<Option<Resampling>, PlanError> {
+    let too_large = |source| PlanError::Resize { name: picture.name.clone(), size: picture.size, source };
+    upscale.resampling(picture).map_err(too_large)
 }
 
 #[cfg(test)]
@@ -208,6 +228,7 @@ mod tests {
     use crate::{
         job::{Model, Output, Priority, Timestamp},
         picture::{Color, Format, Sample},
+        resize::{Factor, Resize, ResizeMethod, Target},
         tiles::Tiling,
     };
 
@@ -242,6 +263,7 @@ mod tests {
                 reproducibility: Reproducibility::SameClass,
                 class: "cpu.candle.f32".parse().unwrap(),
                 output: Output { format: Some(format), ..Output::default() },
+                resize: None,
             }),
         }
     }
@@ -276,6 +298,42 @@ mod tests {
         let (png, tiff) = (keys(&png), keys(&tiff));
         assert_eq!(png[..4], tiff[..4]);
         assert_ne!(png[4], tiff[4]);
+    }
+
+    #[test]
+    fn only_a_size_that_the_network_does_not_make_needs_another_assembly() {
+        let keys = |target: Option<Target>| {
+            let mut job = job(&[(600, 600)], Format::Png);
+            let JobKind::Upscale(upscale) = &mut job.kind;
+            upscale.resize = target.map(|target| Resize { target, method: ResizeMethod::Lanczos });
+            let plan = plan(&job).unwrap();
+            plan.tasks().iter().map(|task| plan.key_of(task)).collect::<Vec<_>>()
+        };
+        let factor = |factor| Some(Target::Factor(Factor::new(factor).unwrap()));
+        let plain = keys(None);
+        assert_eq!(keys(factor(2.0)), plain);
+        assert_eq!(keys(Some(Target::Width(1200))), plain);
+        let half = keys(factor(1.5));
+        assert_eq!(half[..4], plain[..4], "its tiles are the same");
+        assert_ne!(half[4], plain[4]);
+        assert_eq!(keys(Some(Target::Height(900))), half, "however the size was said");
+    }
+
+    #[test]
+    fn it_is_the_size_of_the_result_that_its_format_must_hold() {
+        let with = |width, target| {
+            let mut job = job(&[(width, 10)], Format::Jpeg);
+            let JobKind::Upscale(upscale) = &mut job.kind;
+            upscale.resize = Some(Resize { target, method: ResizeMethod::Lanczos });
+            plan(&job).map(drop).map_err(|error| error.field())
+        };
+        assert_eq!(with(40_000, Target::Width(60_000)), Ok(()));
+        assert_eq!(with(40_000, Target::Width(66_000)), Err("upscale.output.format"));
+        assert_eq!(with(1, Target::Height(1_000_000)), Err("upscale.output.format"));
+        let mut tall = job(&[(1, 10_000)], Format::Png);
+        let JobKind::Upscale(upscale) = &mut tall.kind;
+        upscale.resize = Some(Resize { target: Target::Width(1_000_000), method: ResizeMethod::Lanczos });
+        assert_eq!(plan(&tall).unwrap_err().field(), "upscale.resize");
     }
 
     #[test]

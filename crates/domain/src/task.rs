@@ -9,6 +9,7 @@ use crate::{
     job::Precision,
     picture::{Color, Format, Sample},
     region::{Region, Size},
+    resize::Resampling,
     tiles::Tiling,
 };
 
@@ -17,10 +18,10 @@ use crate::{
 pub const UPSCALE_REVISION: u32 = 1;
 
 /// The revision of the decoders: raised whenever they give other pixels for a file.
-pub const DECODE_REVISION: u32 = 1;
+pub const DECODE_REVISION: u32 = 2;
 
-/// The revision of blending, alpha resampling and encoding.
-pub const ASSEMBLE_REVISION: u32 = 1;
+/// The revision of blending, resampling and encoding.
+pub const ASSEMBLE_REVISION: u32 = 2;
 
 /// Everything about a device and a way of computing on it that can change bytes: its kind, the level of its kernels, and
 /// the type of the numbers that are multiplied. A device that can compute in several ways is of several classes.
@@ -161,6 +162,8 @@ pub enum Context {
         sample: Sample,
         /// Quality of lossy formats.
         quality: u8,
+        /// How it is resampled in the end, where it is.
+        resize: Option<Resampling>,
     },
 }
 

@@ -5,10 +5,13 @@
 //! read a few rows at a time. JPEG, WebP, interlaced PNG and pictures that the EXIF orientation turns are held whole,
 //! up to [`Limits::max_whole_picture_bytes`].
 //!
-//! Of a TIFF with several pictures the first is read; animations are refused.
+//! A picture a file: animations and files of several pages are refused. Profiles stay with the pixels they describe,
+//! which are left as they are; only the inks of CMYK are converted, by their profile, to sRGB.
 
+mod inks;
 mod jpeg;
 mod png;
+mod profiles;
 mod tiff;
 mod turn;
 mod webp;
@@ -39,10 +42,15 @@ pub enum DecodeError {
     #[error("cannot read the picture")]
     Read(#[source] io::Error),
     /// The content is none of the known formats.
-    #[error("the file is {seen}, not a PNG, JPEG, TIFF or WebP picture")]
+    #[error(
+        "the file is {seen}, not a PNG, JPEG, TIFF or WebP picture{}",
+        if *.convertible { ": make it one of these first, for instance with `magick in out.png`" } else { "" }
+    )]
     NotAPicture {
         /// What it looks like instead.
         seen: &'static str,
+        /// Whether that can be made into a picture of a known format.
+        convertible: bool,
     },
     /// The file ends before the picture does.
     #[error("the {format} file is truncated: it ends before {missing}")]
@@ -71,12 +79,38 @@ pub enum DecodeError {
         height: u32,
     },
     /// The file is sound, but of a kind that is not read.
-    #[error("this kind of {format} is not supported: {what}")]
+    #[error(
+        "this kind of {format} is not supported: {what}; make it an ordinary PNG first, for instance with `magick in -colorspace sRGB out.png`"
+    )]
     Unsupported {
         /// The format.
         format: Format,
         /// What is not supported.
         what: String,
+    },
+    /// The file holds several pictures, of which none is *the* picture.
+    #[error(
+        "the {format} file holds {count} {parts}, and must hold one: split it first, for instance with `{way_out}`"
+    )]
+    Several {
+        /// The format.
+        format: Format,
+        /// How many.
+        count: u64,
+        /// What they are: pages or frames.
+        parts: &'static str,
+        /// A command that makes a file of each.
+        way_out: &'static str,
+    },
+    /// The picture is of inks, and how they look cannot be told.
+    #[error(
+        "the CMYK profile of the {format} file cannot be used: convert the picture to RGB first, for instance with `magick in.jpg -colorspace sRGB out.png`"
+    )]
+    Profile {
+        /// The format.
+        format: Format,
+        /// Why.
+        source: SinkError,
     },
     /// The picture is over a limit.
     #[error("the picture is too large")]
@@ -108,6 +142,8 @@ impl DecodeError {
             | Self::Malformed { .. }
             | Self::Empty { .. }
             | Self::Unsupported { .. }
+            | Self::Several { .. }
+            | Self::Profile { .. }
             | Self::TooLarge(_)
             | Self::NotFinite { .. } => true,
         }
@@ -262,7 +298,7 @@ fn sniff(start: &[u8]) -> Result<Format, DecodeError> {
         return Ok(Format::Webp);
     }
     let seen = match start {
-        [] => "empty",
+        [] => return Err(DecodeError::NotAPicture { seen: "empty", convertible: false }),
         [b'G', b'I', b'F', b'8', ..] => "a GIF",
         [b'B', b'M', ..] => "a BMP",
         [b'8', b'B', b'P', b'S', ..] => "a Photoshop document",
@@ -271,9 +307,9 @@ fn sniff(start: &[u8]) -> Result<Format, DecodeError> {
         [0xff, 0x0a, ..] | [0, 0, 0, 0x0c, b'J', b'X', b'L', b' ', ..] => "a JPEG XL picture",
         [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', b'f' | b's', ..] => "an AVIF picture",
         [_, _, _, _, b'f', b't', b'y', b'p', b'h' | b'm', ..] => "a HEIF picture",
-        _ => "of an unknown kind",
+        _ => return Err(DecodeError::NotAPicture { seen: "of an unknown kind", convertible: false }),
     };
-    Err(DecodeError::NotAPicture { seen })
+    Err(DecodeError::NotAPicture { seen, convertible: true })
 }
 
 /// Refuses pictures without pixels and pictures over the limits.

@@ -237,7 +237,10 @@ impl Encoder {
         limits: &Limits,
     ) -> Result<Self, EncodeError> {
         options.check(width, height, limits)?;
-        options.icc = options.icc.filter(|icc| metadata::icc_describes(icc, options.color));
+        // WebP has no grey: it is written as RGB, which a profile for grey does not describe.
+        let grey_as_rgb = options.format == Format::Webp && options.color.is_grey();
+        let stored = if grey_as_rgb { Color::Rgb } else { options.color };
+        options.icc = options.icc.filter(|icc| metadata::icc_describes(icc, stored));
         if let Some(exif) = &mut options.exif {
             metadata::set_dimensions(exif, width, height);
         }

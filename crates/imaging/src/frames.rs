@@ -47,6 +47,16 @@ pub enum PixelError {
         /// The frames there are.
         got: usize,
     },
+    /// A picture whose rows come one after the other ended before its last.
+    #[error("{operation} takes {want} rows, but {got} came")]
+    Rows {
+        /// What was asked for.
+        operation: &'static str,
+        /// The height of the picture.
+        want: usize,
+        /// The rows that came.
+        got: usize,
+    },
     /// Two sizes that must be equal differ.
     #[error("{operation} takes a size of {want}, not {got}")]
     SizeMismatch {

@@ -1,7 +1,8 @@
 //! Pixels on the CPU: pictures in and out of files, and everything that is done to them without a network.
 //!
 //! What it is: codecs whose memory is bounded by the configuration and not by the picture ([`decode`], [`encode`]),
-//! and the shape in which a decoded picture is stored so that a window of it can be read alone ([`raster`]).
+//! the shape in which a decoded picture is stored so that a window of it can be read alone ([`raster`]), and resizing
+//! and packing row by row what comes back from a network ([`resample::rows`], [`pack`]).
 //!
 //! What it is not: it knows no job, no store and no network. It reads and writes local files, and computes.
 //!
@@ -17,9 +18,11 @@ pub mod flows;
 pub mod frames;
 pub mod mask;
 pub mod metadata;
+pub mod pack;
 pub mod paste;
 pub mod picture;
 pub mod raster;
 pub mod resample;
 pub mod segs;
 pub mod tiled;
+pub mod underpaint;

@@ -18,7 +18,8 @@ pub struct PictureInfo {
     pub color: Color,
     /// The samples as decoded: 1, 2 and 4 bits are widened to 8.
     pub sample: Sample,
-    /// The ICC profile, if there is one and it describes `color`.
+    /// The ICC profile, if there is one and it describes `color`; sRGB for what was CMYK. Where a PNG says in another
+    /// way that its colours are not sRGB, a profile that says the same.
     pub icc: Option<Vec<u8>>,
     /// The EXIF block (a TIFF structure, without `Exif\0\0` before it), its orientation already set back to 1.
     pub exif: Option<Vec<u8>>,

@@ -4,6 +4,9 @@
 //! native layout (row by row, channels interleaved, little-endian). The last block of a band and the last band are
 //! narrower where the picture ends. So a window touches one contiguous range of bytes in each band that it crosses.
 //!
+//! What is fully transparent is given the colour of what is visible beside it ([`underpaint`](crate::underpaint)), so
+//! that no window shows a network a colour that nobody sees.
+//!
 //! ```
 //! use imaging::picture::{Color, Sample};
 //! use imaging::raster::{Band, BandWriter, RasterInfo, Window};
@@ -25,6 +28,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::picture::{Color, PictureInfo, Sample};
+use crate::underpaint::Underpainter;
 
 /// The rows of a band and the columns of a block.
 pub const BLOCK: u32 = 128;
@@ -262,17 +266,17 @@ fn spread(mut samples: impl Iterator<Item = f32>, color: Color, cut: &mut Cut) {
 /// Turns rows that come from the top into bands.
 #[derive(Debug)]
 pub struct BandWriter {
-    raster: RasterInfo,
-    /// The next row of the picture.
-    y: u32,
-    /// The band in the making; empty between bands.
-    band: Vec<u8>,
+    /// Where the picture has alpha.
+    painter: Option<Underpainter>,
+    cutter: BandCutter,
 }
 
 impl BandWriter {
     /// A writer that waits for the first row.
     pub fn new(raster: RasterInfo) -> Self {
-        Self { raster, y: 0, band: Vec::new() }
+        let RasterInfo { width, height, color, sample, .. } = raster;
+        let cutter = BandCutter { raster, y: 0, band: Vec::new() };
+        Self { painter: Underpainter::new(width, height, color, sample), cutter }
     }
 
     /// Takes whole rows in the native layout, and hands every band that they complete to `finished`.
@@ -280,6 +284,30 @@ impl BandWriter {
     /// # Panics
     /// Where `rows` is no whole number of rows, or more of them than the raster has: the caller mixed up two pictures.
     pub fn push<E>(&mut self, rows: &[u8], mut finished: impl FnMut(Band) -> Result<(), E>) -> Result<(), E> {
+        match &mut self.painter {
+            Some(painter) => painter.push(rows, &mut |rows| self.cutter.push(rows, &mut finished)),
+            None => self.cutter.push(rows, &mut finished),
+        }
+    }
+
+    /// Whether every row has come, and so every band was handed out.
+    pub fn is_complete(&self) -> bool {
+        self.cutter.y == self.cutter.raster.height
+    }
+}
+
+/// Cuts rows into the blocks of a band.
+#[derive(Debug)]
+struct BandCutter {
+    raster: RasterInfo,
+    /// The next row of the picture.
+    y: u32,
+    /// The band in the making; empty between bands.
+    band: Vec<u8>,
+}
+
+impl BandCutter {
+    fn push<E>(&mut self, rows: &[u8], finished: &mut dyn FnMut(Band) -> Result<(), E>) -> Result<(), E> {
         let raster = self.raster;
         let row_bytes = raster.width as usize * raster.pixel_bytes();
         assert!(rows.len().is_multiple_of(row_bytes), "rows of {row_bytes} bytes, given {} bytes", rows.len());
@@ -302,10 +330,5 @@ impl BandWriter {
             }
         }
         Ok(())
-    }
-
-    /// Whether every row has come, and so every band was handed out.
-    pub fn is_complete(&self) -> bool {
-        self.y == self.raster.height
     }
 }

@@ -1,9 +1,12 @@
 //! Resizing (reference: pixels.md, section 6): which sizes are meant, and whole pictures through the resamplers.
 //!
-//! [`float`] and [`bytes8`] hold the two kernels, both usable in windows of rows.
+//! [`float`] and [`bytes8`] hold the two kernels, both usable in windows of rows; [`rows`] runs either over a picture
+//! that comes row by row.
 
 pub mod bytes8;
 pub mod float;
+pub mod level;
+pub mod rows;
 
 use std::str::FromStr;
 

@@ -1,5 +1,6 @@
 //! Upscaling a tile with a network (the reference's `ImageUpscaleWithModel`, one call of the model).
 
+mod atd;
 mod compact;
 mod dat;
 mod hat;
@@ -19,7 +20,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Device, Tensor};
 use kernels::{precision::Precision, threads::Share};
 use weights::checkpoint::Checkpoint;
-use weights::detect::{self, DetectError, Layout, ModelFacts};
+use weights::detect::{self, Layout, ModelFacts};
 
 use crate::error::{ModelError, Result};
 use crate::ops::Backend;
@@ -221,7 +222,7 @@ fn load_layers(layout: &Layout, layers: &Layers<'_>) -> Result<Box<dyn Net>> {
         Layout::Plksr(layout) => Box::new(plksr::Plksr::load(layout, layers)?),
         Layout::Rcan(layout) => Box::new(rcan::Rcan::load(layout, layers)?),
         Layout::MoSr(layout) => Box::new(mosr::MoSr::load(layout, layers)?),
-        Layout::Atd(_) => return Err(DetectError::NotSupported { architecture: layout.architecture() }.into()),
+        Layout::Atd(layout) => Box::new(atd::Atd::load(layout, layers)?),
         Layout::Esrgan(_) | Layout::Compact(_) => unreachable!("these have chains, and candle's operations"),
     })
 }

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use domain::picture::Format;
+use domain::{
+    picture::Format,
+    resize::{Factor, MAX_SIDE, ResizeMethod, Target},
+};
 use service::config::{Flags, keys, units};
 
 /// The keys that are flags of a command that asks a farm.
@@ -25,8 +28,12 @@ Exit codes: 0 done, 1 the job failed, 2 could not ask.";
 const UPSCALE_EXAMPLES: &str = "\
 Examples:
   tessera upscale photo.jpg -o photo@2x.png
-  tessera upscale *.png -o out/ --model 4x.pth
+  tessera upscale photos/ -o larger/ --scale 1.5
+  tessera upscale *.png -o out/ --model 4x.pth --width 3840
   tessera upscale *.png -o out/ --server http://farm:7000 --priority high
+
+A folder means the pictures below it, and its results lie in --output as it does. What has a result already is
+skipped, so that the same command goes on where the last one stopped.
 
 Without --server a farm embedded in this process does the work. Its results stay in the cache folder, so that
 an interrupted run goes on where it was.";
@@ -40,11 +47,14 @@ JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of
     \"upscale\": {
       \"pictures\": [{\"path\": \"photo.jpg\"}, {\"uri\": \"s3://bucket/photo.png\"}],
       \"upscale_model\": \"tessera-2x\",
+      \"resize\": {\"width\": 3840, \"method\": \"RESIZE_METHOD_LANCZOS\"},
       \"tile\": {\"side\": 512, \"overlap\": 32},
       \"output\": {\"format\": \"png\"}
     }
   }
 A picture's `path` is a local file, uploaded first; {\"path\": \"4x.pth\"} may also stand for `upscale_model`.
+`resize` asks for a `factor`, a `width` or a `height`; without `upscale_model` it chooses the built-in model too.
+`\"tile\": {\"auto\": true}` lets the farm choose the side.
 Paths are relative to the folder of JOB.json.";
 
 /// Every command.
@@ -90,21 +100,33 @@ pub struct Ask {
 /// `tessera upscale`.
 #[derive(Debug, Args)]
 pub struct Upscale {
-    /// Pictures: PNG, JPEG, TIFF or WebP files
-    #[arg(required = true, value_name = "PICTURE")]
+    /// Pictures: PNG, JPEG, TIFF or WebP files, and folders of these
+    #[arg(required = true, value_name = "PICTURE|DIR")]
     pub pictures: Vec<PathBuf>,
-    /// Where the result goes: a file, or a folder (with several pictures, or a `/` at the end) in which results are
-    /// called as their pictures are [default: beside the picture, as NAME@2x.EXT]
+    /// Where the result goes: a file, or a folder (with several pictures, a folder of them, or a `/` at the end) in which
+    /// results are called as their pictures are [default: beside the picture, as NAME@2x.EXT]
     #[arg(short, long, value_name = "FILE|DIR")]
     pub output: Option<PathBuf>,
     /// The network: a weights file (.safetensors, .pth), or the name or digest of a model that the farm has
-    /// [default: the built-in model]
-    #[arg(short, long, value_name = "FILE|NAME", conflicts_with = "scale")]
+    /// [default: the built-in model with the smallest scale that is enough for the size that is asked for]
+    #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<String>,
-    /// Picks the built-in model that enlarges so many times a side [default: 2]
-    #[arg(short, long, value_name = "TIMES")]
-    pub scale: Option<u32>,
-    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose by the device's memory
+    /// How many times larger a side gets, 0.01 to 64, such as 1.5; what the model makes is resampled to it [default: the
+    /// scale of the model, which is 2 if none is named]
+    #[arg(short, long, value_name = "TIMES", value_parser = factor, group = "size")]
+    pub scale: Option<Factor>,
+    /// The width of the results in pixels; the height follows [default: what --scale says]
+    #[arg(long, value_name = "PIXELS", value_parser = side(), group = "size")]
+    pub width: Option<u32>,
+    /// The height of the results in pixels; the width follows [default: what --scale says]
+    #[arg(long, value_name = "PIXELS", value_parser = side(), group = "size")]
+    pub height: Option<u32>,
+    /// How results are resampled to the size that is asked for: nearest-exact, bilinear, area, bicubic or lanczos
+    /// [default: lanczos]
+    #[arg(long, value_name = "METHOD", requires = "size")]
+    pub method: Option<ResizeMethod>,
+    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose 128, 256, 512 or 1024 by the model's
+    /// needs and the least memory of a device of the compute class
     #[arg(long, value_name = "PIXELS|auto", default_value = "512", value_parser = tile_side)]
     pub tile: TileSide,
     /// Pixels that neighbouring tiles share, less than the tile's side
@@ -148,6 +170,14 @@ pub struct Upscale {
     /// Configuration.
     #[command(flatten)]
     pub config: Flags<{ CLIENT | keys::EMBEDDED }>,
+}
+
+impl Upscale {
+    /// The size that is asked for.
+    pub fn target(&self) -> Option<Target> {
+        let (width, height) = (self.width.map(Target::Width), self.height.map(Target::Height));
+        self.scale.map(Target::Factor).or(width).or(height)
+    }
 }
 
 /// `tessera serve`.
@@ -261,6 +291,21 @@ pub enum ModelsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Writes a network as .safetensors, its tensors called as its architecture calls them; asks no farm
+    Convert {
+        /// A .safetensors or PyTorch file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The file to write [default: beside FILE, as NAME.safetensors]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// The numbers that weights are written as [default: as they are]
+        #[arg(long, value_enum)]
+        dtype: Option<Dtype>,
+        /// Write over a file that exists [default: refuse]
+        #[arg(short, long)]
+        force: bool,
+    },
     /// Uploads a weights file and makes it a model of the farm
     Add {
         /// A .safetensors or PyTorch file
@@ -309,6 +354,17 @@ pub struct Config {
     /// Configuration.
     #[command(flatten)]
     pub config: Flags<255>,
+}
+
+/// The numbers that weights are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits, of which 10 behind the point.
+    F16,
+    /// 16 bits, of which 7 behind the point, with the range of 32 bits.
+    Bf16,
 }
 
 /// The side of a tile.
@@ -374,6 +430,15 @@ fn tile_side(text: &str) -> Result<TileSide, String> {
     }
 }
 
+fn factor(text: &str) -> Result<Factor, String> {
+    let number: f64 = text.parse().map_err(|_| "a number is wanted, such as 1.5".to_owned())?;
+    Factor::new(number).map_err(|error| error.to_string())
+}
+
+fn side() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(MAX_SIDE))
+}
+
 fn bits(text: &str) -> Result<u32, String> {
     match text {
         "8" => Ok(8),
@@ -418,17 +483,20 @@ mod tests {
         assert_eq!((upscale.tile, upscale.overlap, upscale.quality), (TileSide::Pixels(512), 32, 95));
         assert_eq!((upscale.precision, upscale.reproducibility), (Precision::Fast, Reproducibility::SameClass));
         assert_eq!((upscale.priority, upscale.workers, upscale.force), (Priority::Normal, 1, false));
-        assert_eq!((upscale.model, upscale.scale, upscale.format, upscale.bits), (None, None, None, None));
+        assert_eq!((upscale.target(), upscale.method), (None, None));
+        assert_eq!((upscale.model, upscale.format, upscale.bits), (None, None, None));
     }
 
     #[test]
     fn every_flag_of_upscale_is_taken() {
         let upscale = upscale(
-            "upscale a.png b.png -o out/ --model 4x.pth --tile auto --overlap 8 --format jpg --bits 8 --quality 80 \
+            "upscale a.png b.png -o out/ --model 4x.pth --scale 1.5 --method area --tile auto --overlap 8 --format jpg --bits 8 --quality 80 \
              --precision exact --reproducibility mixed --class cpu/candle/f32 --priority high --label a=b --label c= \
              --workers 3 --force --json --device cuda:0 --cache /tmp/c --log debug",
         );
         assert_eq!(upscale.pictures.len(), 2);
+        assert_eq!(upscale.target(), Some(Target::Factor(Factor::new(1.5).unwrap())));
+        assert_eq!(upscale.method, Some(ResizeMethod::Area));
         assert_eq!((upscale.tile, upscale.format), (TileSide::Auto, Some(Format::Jpeg)));
         assert_eq!((upscale.precision, upscale.reproducibility), (Precision::Exact, Reproducibility::Mixed));
         assert_eq!(upscale.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
@@ -447,7 +515,13 @@ mod tests {
         check("upscale a.png --quality 0", "--quality");
         check("upscale a.png --format bmp", "--format");
         check("upscale a.png --label x", "--label");
-        check("upscale a.png --model m --scale 2", "--scale");
+        check("upscale a.png --scale 2 --width 3", "--width");
+        check("upscale a.png --width 3 --height 3", "--height");
+        check("upscale a.png --scale 0", "0.01 to 64");
+        check("upscale a.png --scale much", "--scale");
+        check("upscale a.png --width 0", "--width");
+        check("upscale a.png --method area", "--scale");
+        check("upscale a.png --scale 2 --method bislerp", "--method");
         check("upscale", "PICTURE");
         check("cache --limit much", "--limit");
     }

@@ -2,7 +2,8 @@
 //!
 //! Every command talks to a farm over gRPC, also when that farm is [`embedded`] in the same process: there is no second
 //! way to do the work. [`cli`] is the command line, [`command`] what each command does; [`client`] is the farm as a
-//! program sees it, [`transfer`] brings files there and back, [`watch`] follows a job and [`progress`] shows it.
+//! program sees it, [`pictures`] and [`naming`] say
+//! which files a command line means, [`transfer`] brings them there and back, [`watch`] follows a job and [`progress`] shows it.
 //!
 //! What it is not: it renders, plans and decodes nothing itself. Start reading at [`command::upscale`].
 
@@ -15,6 +16,7 @@ mod embedded;
 mod exit;
 mod naming;
 mod output;
+mod pictures;
 mod progress;
 mod transfer;
 mod watch;
@@ -87,6 +89,9 @@ fn run(command: Command) -> Outcome {
                 ask(flags.config, async |config| command::models::list(flags.json, config).await)
             }
             ModelsCommand::Inspect { file, json } => command::models::inspect(&file, json),
+            ModelsCommand::Convert { file, output, dtype, force } => {
+                command::models::convert(&file, output, dtype, force)
+            }
             ModelsCommand::Add { file, name, ask: flags } => {
                 ask(flags.config, async |config| command::models::add(&file, name, flags.json, config).await)
             }

@@ -1,14 +1,16 @@
 //! Where results go, and what they are called.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use domain::picture::Format;
 use service::report::with_hint;
+
+use crate::pictures::Found;
 
 /// A picture and the file that its result goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,30 +21,39 @@ pub struct Errand {
     pub output: PathBuf,
     /// The result's format; `None`: the picture's own.
     pub format: Option<Format>,
+    /// Whether the picture was found in a folder.
+    pub in_folder: bool,
 }
 
-/// Says which file the result of each picture goes to.
+/// Says which file the result of each picture goes to. A picture that was named twice is done once.
 ///
-/// `output` is a file for one picture, and otherwise a folder in which results are called as their pictures are;
-/// without it each result lies beside its picture, called `NAME@2x.EXT` after the `scale`.
+/// `output` is a file for one picture, and otherwise a folder in which results are called as their pictures are, and those
+/// of a folder lie as these do in theirs; without it each result lies beside its picture, called `NAME@2x.EXT` for the
+/// `suffix` `2x`.
 ///
 /// # Errors
 /// If two results would be one file, a result would be a picture's own file, or an extension and `format` disagree.
 pub fn errands(
-    inputs: &[PathBuf],
+    pictures: &[Found],
     output: Option<&Path>,
     format: Option<Format>,
-    scale: u32,
+    suffix: &str,
 ) -> anyhow::Result<Vec<Errand>> {
+    let several = pictures.len() > 1 || pictures.iter().any(|found| found.in_folder);
+    if let Some(output) = output.filter(|output| several && output.is_file()) {
+        bail!("`{}` is a file, and a folder is needed for the results", output.display());
+    }
     let mut errands = Vec::new();
-    for input in inputs {
-        let name = input.file_name().with_context(|| format!("`{}` is no file", input.display()))?;
+    let mut seen = BTreeSet::new();
+    for Found { path, below, in_folder } in pictures {
         let (output, format) = match output {
-            None => (input.with_file_name(beside(input, format, scale)), format),
-            Some(output) if inputs.len() > 1 || is_folder(output) => (output.join(mirrored(name, format)), format),
+            None => (path.with_file_name(beside(path, format, suffix)), format),
+            Some(output) if several || is_folder(output) => (output.join(mirrored(below, format)), format),
             Some(output) => (output.to_owned(), Some(by_extension(output, format)?)),
         };
-        errands.push(Errand { input: input.clone(), output, format });
+        if seen.insert((place(path), output.clone())) {
+            errands.push(Errand { input: path.clone(), output, format, in_folder: *in_folder });
+        }
     }
     check(&errands)?;
     Ok(errands)
@@ -69,22 +80,20 @@ fn by_extension(output: &Path, format: Option<Format>) -> anyhow::Result<Format>
     }
 }
 
-/// `photo.jpg` as it is called in a folder of results: with the extension of another format if there is one.
-fn mirrored(name: &std::ffi::OsStr, format: Option<Format>) -> PathBuf {
-    let name = PathBuf::from(name);
+/// `a/photo.jpg` as it is called in a folder of results: with the extension of another format if there is one.
+fn mirrored(name: &Path, format: Option<Format>) -> PathBuf {
     let own = name.extension().and_then(|extension| Format::from_extension(&extension.to_string_lossy()));
     match format {
         Some(format) if own != Some(format) => name.with_extension(extension(format)),
-        _ => name,
+        _ => name.to_owned(),
     }
 }
 
 /// `photo@2x.jpg` for `photo.jpg`.
-fn beside(input: &Path, format: Option<Format>, scale: u32) -> OsString {
+fn beside(input: &Path, format: Option<Format>, suffix: &str) -> OsString {
     let mut name = input.file_stem().unwrap_or_default().to_owned();
-    name.push(format!("@{scale}x"));
-    let mirrored = mirrored(input.file_name().unwrap_or_default(), format);
-    if let Some(extension) = mirrored.extension() {
+    name.push(format!("@{suffix}"));
+    if let Some(extension) = mirrored(input, format).extension() {
         name.push(".");
         name.push(extension);
     }
@@ -136,14 +145,27 @@ fn place(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn names(inputs: &[&str], output: Option<&str>, format: Option<Format>) -> Result<Vec<String>, String> {
-        let inputs: Vec<_> = inputs.iter().map(PathBuf::from).collect();
-        let errands = errands(&inputs, output.map(Path::new), format, 4).map_err(|error| error.to_string())?;
+    fn file(path: &str) -> Found {
+        let path = PathBuf::from(path);
+        Found { below: path.file_name().unwrap().into(), path, in_folder: false }
+    }
+
+    fn in_folder(folder: &str, below: &str) -> Found {
+        Found { path: Path::new(folder).join(below), below: below.into(), in_folder: true }
+    }
+
+    fn shown(pictures: &[Found], output: Option<&str>, format: Option<Format>) -> Result<Vec<String>, String> {
+        let errands = errands(pictures, output.map(Path::new), format, "4x").map_err(|error| error.to_string())?;
         let show = |errand: Errand| {
             let format = errand.format.map_or("own", Format::name);
             format!("{} {format}", errand.output.display())
         };
         Ok(errands.into_iter().map(show).collect())
+    }
+
+    fn names(inputs: &[&str], output: Option<&str>, format: Option<Format>) -> Result<Vec<String>, String> {
+        let pictures: Vec<_> = inputs.iter().map(|path| file(path)).collect();
+        shown(&pictures, output, format)
     }
 
     #[track_caller]
@@ -163,6 +185,25 @@ mod tests {
         check(&["x/a.jpg"], Some("out/"), None, &["out/a.jpg own"]);
         check(&["a.jpg", "b.tif"], Some("out"), None, &["out/a.jpg own", "out/b.tif own"]);
         check(&["a.jpeg", "b.png"], Some("out"), Some(Format::Jpeg), &["out/a.jpeg jpeg", "out/b.jpg jpeg"]);
+    }
+
+    #[test]
+    fn results_of_a_folder_lie_as_their_pictures_do() {
+        let one = [in_folder("in", "a/b.jpg")];
+        assert_eq!(shown(&one, Some("out"), None).unwrap(), ["out/a/b.jpg own"]);
+        let mixed =
+            [in_folder("in", "a/b.jpg"), in_folder("in", "b.jpg"), file("x/c.png"), in_folder("other", "d/b.jpg")];
+        let expected = ["out/a/b.png png", "out/b.png png", "out/c.png png", "out/d/b.png png"];
+        assert_eq!(shown(&mixed, Some("out"), Some(Format::Png)).unwrap(), expected);
+        let twice = shown(&[in_folder("in", "b.jpg"), in_folder("other", "b.jpg")], Some("out"), None).unwrap_err();
+        assert_eq!(twice, "the results of `in/b.jpg` and `other/b.jpg` would both be `out/b.jpg`");
+        let named_again = [in_folder("in", "b.jpg"), file("in/b.jpg")];
+        assert_eq!(shown(&named_again, Some("out"), None).unwrap(), ["out/b.jpg own"]);
+        let folder = tempfile::tempdir().unwrap();
+        let taken = folder.path().join("out.png");
+        std::fs::write(&taken, "").unwrap();
+        let refused = shown(&one, taken.to_str(), None).unwrap_err();
+        assert!(refused.ends_with("is a file, and a folder is needed for the results"), "{refused}");
     }
 
     #[test]

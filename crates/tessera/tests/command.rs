@@ -112,7 +112,7 @@ fn what_could_not_be_asked_is_said_with_cause_and_way_out() {
     std::fs::write(folder.path().join("text.png"), "no picture").unwrap();
     let says = |line: &str, words: &[&str]| says(&tessera(folder.path(), line), 2, words);
     says("upscale missing.png", &["error: cannot read `missing.png`", "cause: "]);
-    says("upscale photo.png --scale 7", &["no built-in model enlarges 7 times", "hint: pass a weights file"]);
+    says("upscale photo.png --scale 64000", &["--scale", "is 64000, and 0.01 to 64 is wanted"]);
     says("upscale photo.png --model nobody", &["there is no model `nobody`"]);
     says("upscale photo.png --tile 64 --overlap 64", &["upscale.tile.overlap: "]);
     says("upscale photo.png --cpu sse9", &["`cpu` is `sse9`", "cause: `sse9` is not a level", "hint: leave `cpu`"]);

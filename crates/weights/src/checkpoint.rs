@@ -9,6 +9,7 @@
 
 mod pickle;
 mod safetensors;
+mod save;
 mod source;
 mod torch;
 mod unwrap;
@@ -21,6 +22,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
+pub use save::Float;
 use source::Source;
 
 /// Why a file is no checkpoint that can be read.
@@ -142,6 +144,19 @@ pub enum CheckpointError {
         /// The name.
         tensor: String,
     },
+    /// A number is too large for the type that it was to be written as.
+    #[error("tensor `{tensor}` holds {value}, which is no finite number as {dtype}")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The number.
+        value: f32,
+        /// The type.
+        dtype: &'static str,
+    },
+    /// A file could not be written.
+    #[error("cannot write the checkpoint")]
+    Write(#[source] io::Error),
 }
 
 type Result<T> = std::result::Result<T, CheckpointError>;
@@ -320,7 +335,17 @@ impl Checkpoint {
     ///
     /// f16 and bf16 widen exactly; f64 and large integers are rounded to the nearest f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let info = self.tensors.get(name).ok_or_else(|| CheckpointError::NoSuchTensor { tensor: name.to_owned() })?;
+        let info = self.info(name)?;
+        let numbers = self.bytes_of(info)?;
+        Ok(numbers.chunks_exact(info.dtype.bytes()).map(|number| info.dtype.widen(number)).collect())
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors.get(name).ok_or_else(|| CheckpointError::NoSuchTensor { tensor: name.to_owned() })
+    }
+
+    /// Reads the numbers of a tensor as they are stored, in row-major order.
+    fn bytes_of(&self, info: &TensorInfo) -> Result<Vec<u8>> {
         let TensorInfo { dtype, ref shape, offset, ref strides } = *info;
         let (elements, size) = (info.elements(), dtype.bytes());
         if elements == 0 {
@@ -329,7 +354,7 @@ impl Checkpoint {
         let span = 1 + shape.iter().zip(strides).map(|(side, stride)| (side - 1) * stride).sum::<usize>();
         let bytes = self.source.read_at(offset, (span * size) as u64)?;
         if *strides == contiguous(shape) {
-            return Ok(bytes.chunks_exact(size).map(|number| dtype.widen(number)).collect());
+            return Ok(bytes);
         }
         let number_at = |mut flat: usize| {
             let mut place = 0;
@@ -337,8 +362,8 @@ impl Checkpoint {
                 place += flat % side * stride;
                 flat /= side;
             }
-            dtype.widen(&bytes[place * size..][..size])
+            &bytes[place * size..][..size]
         };
-        Ok((0..elements).map(number_at).collect())
+        Ok((0..elements).flat_map(number_at).copied().collect())
     }
 }

@@ -246,8 +246,8 @@ impl Layout {
             Self::Atd(net) => net.facts()?,
         };
         let is_trained = |part: &&Part| matches!(part.role, Role::Parameter | Role::Unused);
-        let count = |part: &Part| part.shape.iter().product::<usize>() as u64;
-        facts.parameters = self.parts().iter().filter(is_trained).map(count).sum();
+        let count = |part: &Part| part.shape.iter().fold(1u64, |count, side| count.saturating_mul(*side as u64));
+        facts.parameters = self.parts().iter().filter(is_trained).map(count).fold(0, u64::saturating_add);
         Ok(facts)
     }
 
@@ -271,7 +271,7 @@ impl Layout {
     }
 
     /// Says whether an entry of a file is no part of the network but harmless.
-    fn ignores(&self, name: &str) -> bool {
+    pub(crate) fn ignores(&self, name: &str) -> bool {
         matches!(self, Self::OmniSr(_)) && OmniSr::ignores(name)
     }
 }

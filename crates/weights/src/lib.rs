@@ -2,8 +2,8 @@
 //!
 //! [`checkpoint::Checkpoint`] opens a `.safetensors` or PyTorch file and lists its tensors; nothing in the file is
 //! ever executed. [`detect::detect`] says which network they make up and what a plan must know of it: its scale, its
-//! channels, the sizes it accepts. [`builtin`] holds the models that come with the program, [`synthetic`] makes
-//! full-size weights out of names alone, for tests and benchmarks.
+//! channels, the sizes it accepts. [`convert`] writes it anew as a `.safetensors` file. [`builtin`] holds the models
+//! that come with the program, [`synthetic`] makes full-size weights out of names alone, for tests and benchmarks.
 //!
 //! This crate computes no pixel and names no tensor library, so that whoever plans a job can refuse a wrong model at
 //! the door. How a network runs is the business of `models`.
@@ -12,6 +12,7 @@
 
 pub mod builtin;
 pub mod checkpoint;
+pub mod convert;
 pub mod detect;
 pub mod digest;
 pub mod synthetic;

@@ -84,8 +84,11 @@ pub fn safetensors(entries: &[Entry]) -> Vec<u8> {
 
 /// Returns a `.safetensors` file with a synthetic tensor for each of `tensors`, as [`crate::detect::Layout::tensors`] lists them.
 pub fn network(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
-    let entries: Vec<Entry> =
-        tensors.iter().map(|(name, shape)| (name.clone(), shape.clone(), Fill::Synthetic)).collect();
+    let fill = |name: &str| match name.ends_with(".running_var") {
+        true => Fill::RunningVariance,
+        false => Fill::Synthetic,
+    };
+    let entries: Vec<Entry> = tensors.iter().map(|(name, shape)| (name.clone(), shape.clone(), fill(name))).collect();
     safetensors(&entries)
 }
 

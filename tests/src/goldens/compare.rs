@@ -18,7 +18,7 @@ pub struct Tolerance {
 }
 
 /// Where a byte may tip over and nothing bounds the whole, so many values must be this close all the same: it tells a
-/// tipped byte from a wrong rule.
+/// tipped byte from a wrong rule. What may be off by more is no byte.
 const BYTE: f64 = 1.0 / 255.0;
 const CLOSE: f64 = 1e-5;
 const CLOSE_SHARE: f64 = 0.99;
@@ -97,7 +97,7 @@ pub fn tensors(name: &str, got: &Tensor, want: &Tensor, tolerance: &Tolerance) -
     at.reverse();
     let pair = got.data.get(worst_at).copied().zip(want.data.get(worst_at).copied()).unwrap_or_default();
     let count = want.data.len().max(1) as f64;
-    let asks_share = tolerance.atol >= BYTE && tolerance.rms.is_none() && !want.data.is_empty();
+    let asks_share = (BYTE..2.0 * BYTE).contains(&tolerance.atol) && tolerance.rms.is_none() && !want.data.is_empty();
     let close_share = asks_share.then(|| close as f64 / count);
     let rms = tolerance.rms.map(|allowed| ((squares / count).sqrt(), allowed));
     let (ratio, off, allowed) = worst;

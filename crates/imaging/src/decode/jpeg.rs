@@ -12,14 +12,17 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
-use super::{DecodeError, Emit, Header, check_size, malformed};
+use super::inks::{Inks, Stored};
+use super::{DecodeError, Emit, Header, check_size, malformed, profiles};
 use crate::metadata;
-use crate::picture::{Color, Format, Limits, Sample};
+use crate::picture::{Color, Format, Limits, Rows, Sample};
 
 const FORMAT: Format = Format::Jpeg;
 
 pub(super) struct Source {
     decoder: JpegDecoder<ZCursor<Vec<u8>>>,
+    /// How four components become colour.
+    inks: Option<(Stored, Inks)>,
 }
 
 pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header, Source), DecodeError> {
@@ -38,11 +41,28 @@ pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|error| failed(&scan, error))?;
-    let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    if grey {
-        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
+    decoder.decode_headers().map_err(|error| failed((scan.width, scan.height), error))?;
+    let color_space = decoder.input_colorspace().unwrap_or(ColorSpace::Unknown);
+    let grey = color_space == ColorSpace::Luma;
+    let stored = match color_space {
+        ColorSpace::YCCK => Some(Stored::Ycck),
+        ColorSpace::CMYK if scan.adobe => Some(Stored::Light),
+        ColorSpace::CMYK => Some(Stored::Ink),
+        _ => None,
+    };
+    if grey || stored.is_some() {
+        decoder.set_options(options.jpeg_set_out_colorspace(color_space));
     }
+    let mut icc = decoder.icc_profile();
+    let inks = match stored {
+        Some(stored) => {
+            let inks = Inks::new(icc.as_deref());
+            let inks = inks.map_err(|source| DecodeError::Profile { format: FORMAT, source })?;
+            icc = Some(profiles::srgb());
+            Some((stored, inks))
+        }
+        None => None,
+    };
     let exif = decoder.exif().map(|exif| metadata::strip_exif_prefix(exif).to_vec());
     let header = Header {
         format: FORMAT,
@@ -50,34 +70,48 @@ pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header
         height: scan.height,
         color: if grey { Color::Grey } else { Color::Rgb },
         sample: Sample::U8,
-        icc: decoder.icc_profile(),
+        icc,
         orientation: exif.as_deref().map_or(1, metadata::orientation),
         exif,
     };
-    limits.check_whole("the size in bytes of the decoded JPEG", header.whole_bytes())?;
-    Ok((header, Source { decoder }))
+    let source = Source { decoder, inks };
+    limits.check_whole("the size in bytes of the decoded JPEG", source.whole_bytes(&header))?;
+    Ok((header, source))
 }
 
 impl Source {
     pub(super) fn rows(mut self, header: &Header, emit: Emit<'_>) -> Result<(), DecodeError> {
-        let size = Scan { width: header.width, height: header.height };
-        let mut whole = vec![0; header.whole_bytes() as usize];
-        self.decoder.decode_into(&mut whole).map_err(|error| failed(&size, error))?;
-        drop(self);
-        header.emit_whole(&whole, emit)
+        let mut whole = vec![0; self.whole_bytes(header) as usize];
+        self.decoder.decode_into(&mut whole).map_err(|error| failed((header.width, header.height), error))?;
+        drop(self.decoder);
+        let Some((stored, inks)) = self.inks else { return header.emit_whole(&whole, emit) };
+        let group = header.rows_at_a_time();
+        for (y, four) in (0..).step_by(group as usize).zip(whole.chunks_mut(group as usize * header.width as usize * 4))
+        {
+            stored.to_ink(four);
+            emit(Rows { y, count: group.min(header.height - y), bytes: &inks.rgb(four) })?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of all components.
+    fn whole_bytes(&self, header: &Header) -> u64 {
+        if self.inks.is_some() { header.whole_bytes() / 3 * 4 } else { header.whole_bytes() }
     }
 }
 
-/// The size in the frame header of a file that has its end.
+/// What the segments of a file say that has its end.
 struct Scan {
     width: u32,
     height: u32,
+    /// Whether Adobe's segment is there, with which inks are stored as the light that they leave.
+    adobe: bool,
 }
 
 /// Steps over the segments to the end marker, because decoders make up the rows that a short file lacks.
 fn scan(bytes: &[u8]) -> Result<Scan, DecodeError> {
     let truncated = || DecodeError::Truncated { format: FORMAT, missing: "its end marker" };
-    let mut size = None;
+    let (mut size, mut adobe) = (None, false);
     let mut at = 2;
     loop {
         // ITU T.81, B.1.1.2: markers are 0xff and a code; fill bytes 0xff may come before, and entropy-coded data has
@@ -87,7 +121,8 @@ fn scan(bytes: &[u8]) -> Result<Scan, DecodeError> {
         at += step + 2;
         let code = *bytes.get(at - 1).ok_or_else(truncated)?;
         if code == 0xd9 {
-            return size.ok_or_else(|| malformed(FORMAT, "the picture ends before its frame header"));
+            let (width, height) = size.ok_or_else(|| malformed(FORMAT, "the picture ends before its frame header"))?;
+            return Ok(Scan { width, height, adobe });
         }
         let length = bytes.get(at..at + 2).ok_or_else(truncated)?;
         let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
@@ -98,15 +133,16 @@ fn scan(bytes: &[u8]) -> Result<Scan, DecodeError> {
                 unreachable!("four bytes were taken")
             };
             let [width, height] = [[width_high, width_low], [height_high, height_low]].map(u16::from_be_bytes);
-            size = Some(Scan { width: width.into(), height: height.into() });
+            size = Some((width.into(), height.into()));
         }
+        adobe |= code == 0xee && bytes[at + 2..].starts_with(b"Adobe");
         at += length;
     }
 }
 
-fn failed(size: &Scan, error: DecodeErrors) -> DecodeError {
+fn failed((width, height): (u32, u32), error: DecodeErrors) -> DecodeError {
     match error {
-        DecodeErrors::ZeroError => DecodeError::Empty { format: FORMAT, width: size.width, height: size.height },
+        DecodeErrors::ZeroError => DecodeError::Empty { format: FORMAT, width, height },
         DecodeErrors::Unsupported(what) => DecodeError::Unsupported { format: FORMAT, what: format!("{what:?}") },
         error => malformed(FORMAT, error.to_string()),
     }

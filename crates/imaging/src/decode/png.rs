@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Seek};
 
 use png::{ColorType, Decoder, DecodingError, Reader, Transformations};
 
-use super::{DecodeError, Emit, Header, check_size, malformed, read_failed};
+use super::{DecodeError, Emit, Header, check_size, malformed, profiles, read_failed};
 use crate::metadata;
 use crate::picture::{Color, Format, Limits, Rows, Sample};
 
@@ -27,10 +27,13 @@ pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header
     decoder.set_transformations(Transformations::EXPAND);
     let reader = decoder.read_info().map_err(failed)?;
     let info = reader.info();
-    if info.animation_control.is_some() {
-        return Err(DecodeError::Unsupported { format: FORMAT, what: "animation".into() });
+    if let Some(count) = info.animation_control.map(|control| control.num_frames).filter(|&count| count > 1) {
+        let way_out = "ffmpeg -i animation.png frame-%04d.png";
+        return Err(DecodeError::Several { format: FORMAT, count: count.into(), parts: "frames", way_out });
     }
     let (color, depth) = reader.output_color_type();
+    let told = info.icc_profile.as_deref().map(<[u8]>::to_vec);
+    let grey = matches!(color, ColorType::Grayscale | ColorType::GrayscaleAlpha);
     let header = Header {
         format: FORMAT,
         width: info.width,
@@ -42,7 +45,7 @@ pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header
             ColorType::Rgba => Color::Rgba,
         },
         sample: if depth == png::BitDepth::Sixteen { Sample::U16 } else { Sample::U8 },
-        icc: info.icc_profile.as_deref().map(<[u8]>::to_vec),
+        icc: told.or_else(|| profiles::of_png(info, grey)),
         orientation: exif.as_deref().map_or(1, metadata::orientation),
         exif,
     };

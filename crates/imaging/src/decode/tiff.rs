@@ -1,5 +1,6 @@
 //! TIFF and BigTIFF, one row of strips or tiles at a time.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Cursor};
 
@@ -8,7 +9,8 @@ use tiff::encoder::TiffEncoder;
 use tiff::tags::{ByteOrder, ExtraSamples, IfdPointer, PlanarConfiguration, Predictor, Tag, Type, ValueBuffer};
 use tiff::{ColorType, Directory, TiffError, TiffFormatError, TiffResult};
 
-use super::{DecodeError, Emit, Header, check_size, malformed, read_failed};
+use super::inks::Inks;
+use super::{DecodeError, Emit, Header, check_size, malformed, profiles, read_failed};
 use crate::metadata::{GPS_DIRECTORY, PICTURE_TAGS};
 use crate::picture::{Color, Format, Limits, Rows, Sample};
 
@@ -27,6 +29,8 @@ pub(super) struct Source {
     planar: bool,
     /// Whether the colour is stored multiplied by alpha.
     premultiplied: bool,
+    /// How four channels of ink become colour.
+    inks: Option<Inks>,
     /// The chunks (strips or tiles) side by side in a row of them.
     across: u32,
     /// The rows of pixels in a row of chunks.
@@ -43,16 +47,26 @@ pub(super) fn open(file: BufReader<File>, limits: &Limits) -> Result<(Header, So
     let (width, height) = decoder.dimensions().map_err(failed)?;
     check_size(FORMAT, width, height, limits)?;
 
+    check_pages(&mut decoder)?;
     let layout = layout(&mut decoder)?;
     check_chunks_are_there(&mut decoder, length)?;
     let (chunk_width, chunk_height) = decoder.chunk_dimensions();
+    let mut icc = icc(&mut decoder).map_err(failed)?;
+    let inks = match layout.inks {
+        true => {
+            let inks = Inks::new(icc.as_deref());
+            icc = Some(profiles::srgb());
+            Some(inks.map_err(|source| DecodeError::Profile { format: FORMAT, source })?)
+        }
+        false => None,
+    };
     let header = Header {
         format: FORMAT,
         width,
         height,
         color: layout.color,
         sample: layout.sample,
-        icc: icc(&mut decoder).map_err(failed)?,
+        icc,
         exif: exif(&mut decoder),
         orientation: orientation(&mut decoder)?,
     };
@@ -61,10 +75,11 @@ pub(super) fn open(file: BufReader<File>, limits: &Limits) -> Result<(Header, So
         bits: layout.bits,
         planar: layout.planar,
         premultiplied: layout.premultiplied,
+        inks,
         across: width.div_ceil(chunk_width),
         chunk_rows: chunk_height.min(height),
     };
-    let (row, chunk_row) = (header.row_bytes() as u64, u64::from(chunk_width) * header.pixel_bytes() as u64);
+    let [row, chunk_row] = [width, chunk_width].map(|width| u64::from(width) * source.pixel_bytes(&header) as u64);
     let held = row.max(chunk_row).saturating_mul(u64::from(source.chunk_rows));
     limits.check_whole("the size in bytes of a row of TIFF strips or tiles", held)?;
     let encoded = chunk_row.saturating_mul(u64::from(chunk_height.min(height)));
@@ -73,8 +88,13 @@ pub(super) fn open(file: BufReader<File>, limits: &Limits) -> Result<(Header, So
 }
 
 impl Source {
+    /// The bytes of a pixel of the file, its samples widened.
+    fn pixel_bytes(&self, header: &Header) -> usize {
+        if self.inks.is_some() { 4 } else { header.pixel_bytes() }
+    }
+
     pub(super) fn rows(mut self, header: &Header, emit: Emit<'_>) -> Result<(), DecodeError> {
-        let row_bytes = header.row_bytes();
+        let row_bytes = header.width as usize * self.pixel_bytes(header);
         let mut group = vec![0; self.chunk_rows as usize * row_bytes];
         let mut chunk = Vec::new();
         for (down, y) in (0..).zip((0..header.height).step_by(self.chunk_rows as usize)) {
@@ -84,7 +104,7 @@ impl Source {
             for index in down * self.across..(down + 1) * self.across {
                 let (chunk_width, _) = self.decoder.chunk_data_dimensions(index);
                 self.read_chunk(index, header, &mut chunk)?;
-                let chunk_row = chunk_width as usize * header.pixel_bytes();
+                let chunk_row = chunk_width as usize * self.pixel_bytes(header);
                 for (row, part) in rows.chunks_exact_mut(row_bytes).zip(chunk.chunks_exact(chunk_row)) {
                     row[left..left + chunk_row].copy_from_slice(part);
                 }
@@ -96,7 +116,10 @@ impl Source {
             if self.premultiplied {
                 divide_by_alpha(header, rows);
             }
-            emit(Rows { y, count, bytes: rows })?;
+            match &self.inks {
+                Some(inks) => emit(Rows { y, count, bytes: &inks.rgb(rows) })?,
+                None => emit(Rows { y, count, bytes: rows })?,
+            }
         }
         Ok(())
     }
@@ -126,6 +149,29 @@ impl Source {
     }
 }
 
+/// Refuses a file of several pages. Smaller copies and masks of a page, which programs keep beside it, are none.
+fn check_pages(decoder: &mut Tiff) -> Result<(), DecodeError> {
+    let (mut count, mut seen) = (0, HashSet::new());
+    let mut next = decoder.ifd_pointer();
+    while let Some(pointer) = next {
+        if !seen.insert(pointer.0) {
+            return Err(malformed(FORMAT, "the directories form a circle"));
+        }
+        let directory = decoder.read_directory(pointer).map_err(failed)?;
+        let mut fields = decoder.read_directory_tags(&directory);
+        // TIFF 6.0: bit 0 of the newer field is a smaller copy, bit 2 a mask; 2 in the older one is a smaller copy.
+        let kind: u64 = fields.find_tag_unsigned(Tag::NewSubfileType).map_err(failed)?.unwrap_or(0);
+        let older: u64 = fields.find_tag_unsigned(Tag::SubfileType).map_err(failed)?.unwrap_or(1);
+        count += u64::from(kind & 0b101 == 0 && older != 2);
+        next = directory.next();
+    }
+    if count > 1 {
+        let way_out = "magick pages.tif page-%04d.tif";
+        return Err(DecodeError::Several { format: FORMAT, count, parts: "pages", way_out });
+    }
+    Ok(())
+}
+
 /// How the samples of a file are stored, and what they become.
 struct Layout {
     color: Color,
@@ -133,6 +179,7 @@ struct Layout {
     bits: u8,
     planar: bool,
     premultiplied: bool,
+    inks: bool,
 }
 
 fn layout(decoder: &mut Tiff) -> Result<Layout, DecodeError> {
@@ -146,13 +193,15 @@ fn layout(decoder: &mut Tiff) -> Result<Layout, DecodeError> {
         ColorType::Multiband { num_samples: 2, .. } if alpha => Color::GreyAlpha,
         ColorType::RGB(_) => Color::Rgb,
         ColorType::RGBA(_) => Color::Rgba,
+        ColorType::CMYK(8) => Color::Rgb,
         other => return Err(unsupported(format!("colour {other:?}"))),
     };
     let planar = tag(decoder, Tag::PlanarConfiguration, PlanarConfiguration::Chunky.to_u16())?
         == PlanarConfiguration::Planar.to_u16();
     let predicted = tag(decoder, Tag::Predictor, Predictor::None.to_u16())? != Predictor::None.to_u16();
     let samples = usize::from(tag::<u16>(decoder, Tag::SamplesPerPixel, 1)?);
-    if samples != color.channels() && (predicted || planar) {
+    let inks = matches!(color_type, ColorType::CMYK(_));
+    if samples != (if inks { 4 } else { color.channels() }) && (predicted || planar) {
         return Err(unsupported(format!("{samples} samples for {color}, predicted or in planes")));
     }
     let stored = decoder.image_coding_unit_layout(TiffCodingUnit(0)).map_err(failed)?;
@@ -167,7 +216,7 @@ fn layout(decoder: &mut Tiff) -> Result<Layout, DecodeError> {
             return Err(unsupported(format!("{bits}-bit samples of kind {kind}")));
         }
     };
-    Ok(Layout { color, sample, bits, planar, premultiplied })
+    Ok(Layout { color, sample, bits, planar, premultiplied, inks })
 }
 
 /// Compares where strips or tiles should end with the length of the file.

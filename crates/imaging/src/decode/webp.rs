@@ -27,8 +27,9 @@ pub(super) fn open(mut file: BufReader<File>, limits: &Limits) -> Result<(Header
     })?;
     let (width, height) = decoder.dimensions();
     check_size(FORMAT, width, height, limits)?;
-    if decoder.is_animated() {
-        return Err(DecodeError::Unsupported { format: FORMAT, what: "animation".into() });
+    if decoder.num_frames() > 1 {
+        let (count, way_out) = (decoder.num_frames().into(), "magick animation.webp -coalesce frame-%04d.png");
+        return Err(DecodeError::Several { format: FORMAT, count, parts: "frames", way_out });
     }
     decoder.set_memory_limit(MAX_METADATA_BYTES);
     let exif = decoder.exif_metadata().map_err(failed)?.map(|exif| metadata::strip_exif_prefix(&exif).to_vec());

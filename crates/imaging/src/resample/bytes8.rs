@@ -3,11 +3,15 @@
 //! No library has these bytes: `fast_image_resize` follows Pillow-SIMD, whose 16-bit weights round differently, and
 //! `image` computes in `f32`. The rules are few, so the kernel stands here. It works on windows of rows, so that a
 //! picture of any height passes through in bounded memory; the bytes do not depend on the windows.
+//!
+//! The same rules serve samples of 16 bits and floats ([`Level`]).
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use domain::region::Size;
 
+use super::level::{Level, PRECISION};
 use crate::frames::PixelError;
 
 /// Which neighbours a pixel is made of. All but `Nearest` widen when a picture shrinks.
@@ -48,9 +52,6 @@ impl Filter {
     }
 }
 
-/// Bits behind the point of a weight: what a byte and a sum of weights near 1 leave of 32 bits.
-const PRECISION: u32 = 32 - 8 - 2;
-
 /// The weighted taps of every output position of one axis.
 #[derive(Debug)]
 struct Axis {
@@ -90,10 +91,6 @@ impl Axis {
     }
 }
 
-fn to_byte(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
-}
-
 /// Input positions for nearest: the position is a running sum, because its rounding errors are part of the result.
 fn nearest(from: usize, to: usize) -> Vec<usize> {
     let step = from as f64 / to as f64;
@@ -113,18 +110,22 @@ enum Plan {
     Weighted { columns: Option<Axis>, rows: Option<Axis> },
 }
 
-/// A resize of bytes from one size to another, to be run over a picture in windows of rows.
+/// A resize of bytes, exact to the byte.
+pub type ByteResizer = LevelResizer<u8>;
+
+/// A resize of samples from one size to another, to be run over a picture in windows of rows.
 ///
 /// Pixels are interleaved. With 4 channels the last is alpha, and colours are weighted by it.
 #[derive(Debug)]
-pub struct ByteResizer {
+pub struct LevelResizer<L> {
     from: Size,
     to: Size,
     channels: usize,
     plan: Plan,
+    level: PhantomData<L>,
 }
 
-impl ByteResizer {
+impl<L: Level> LevelResizer<L> {
     /// Prepares a resize of pictures with 1, 3 or 4 channels. Equal sizes are copied; an axis that keeps its length is
     /// not touched.
     pub fn new(filter: Filter, from: Size, to: Size, channels: usize) -> Result<Self, PixelError> {
@@ -145,7 +146,7 @@ impl ByteResizer {
             },
             _ => Plan::Weighted { columns: axis(from.width, to.width), rows: axis(from.height, to.height) },
         };
-        Ok(Self { from, to, channels, plan })
+        Ok(Self { from, to, channels, plan, level: PhantomData })
     }
 
     /// The size that comes out.
@@ -172,104 +173,95 @@ impl ByteResizer {
     /// Makes the output rows `rows` out of `input`, which holds whole input rows from row `first_row` on.
     ///
     /// # Panics
-    /// When `input` lacks a row of [`ByteResizer::rows_needed`].
-    pub fn rows(&self, rows: Range<usize>, input: &[u8], first_row: usize) -> Vec<u8> {
+    /// When `input` lacks a row of [`LevelResizer::rows_needed`].
+    pub fn rows(&self, rows: Range<usize>, input: &[L], first_row: usize) -> Vec<L> {
         let needed = self.rows_needed(rows.clone());
         let stride = self.from.width as usize * self.channels;
         let input = &input[(needed.start - first_row) * stride..(needed.end - first_row) * stride];
-        match &self.plan {
-            Plan::Copy => input.to_vec(),
-            Plan::Nearest { columns, rows: indices } => {
-                let mut out = Vec::with_capacity(rows.len() * columns.len() * self.channels);
-                for y in rows {
-                    let row = &input[(indices[y] - needed.start) * stride..][..stride];
-                    columns.iter().for_each(|x| out.extend_from_slice(&row[x * self.channels..][..self.channels]));
-                }
-                out
-            }
-            Plan::Weighted { columns, rows: vertical } => {
-                let mut pixels = input.to_vec();
-                if self.channels == 4 {
-                    premultiply(&mut pixels);
-                }
-                if let Some(axis) = columns {
-                    pixels = match self.channels {
-                        1 => across::<1>(axis, &pixels, stride),
-                        3 => across::<3>(axis, &pixels, stride),
-                        _ => across::<4>(axis, &pixels, stride),
-                    };
-                }
-                if let Some(axis) = vertical {
-                    pixels = down(axis, &pixels, self.to.width as usize * self.channels, rows, needed.start);
-                }
-                if self.channels == 4 {
-                    unpremultiply(&mut pixels);
-                }
-                pixels
-            }
-        }
+        let stride_out = self.to.width as usize * self.channels;
+        let mut narrowed = Vec::with_capacity(needed.len() * stride_out);
+        input.chunks_exact(stride).for_each(|row| self.across(row, &mut narrowed));
+        let mut out = Vec::with_capacity(rows.len() * stride_out);
+        rows.for_each(|y| self.down(y, |from| &narrowed[(from - needed.start) * stride_out..][..stride_out], &mut out));
+        out
     }
 
     /// Resizes a whole picture.
     ///
     /// # Panics
     /// When `input` is not a picture of the size that was prepared for.
-    pub fn picture(&self, input: &[u8]) -> Vec<u8> {
+    pub fn picture(&self, input: &[L]) -> Vec<L> {
         assert_eq!(input.len() as u64, self.from.pixels() * self.channels as u64, "a whole picture goes in");
         self.rows(0..self.to.height as usize, input, 0)
     }
-}
 
-/// Weighs columns, `C` channels at a time.
-fn across<const C: usize>(axis: &Axis, input: &[u8], stride: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(input.len() / stride * axis.taps.len() * C);
-    for row in input.chunks_exact(stride) {
-        for x in 0..axis.taps.len() {
-            let (first, weights) = axis.at(x);
-            let mut sum = [1 << (PRECISION - 1); C];
-            for (pixel, weight) in row[first * C..].chunks_exact(C).zip(weights) {
-                for c in 0..C {
-                    sum[c] += i32::from(pixel[c]) * weight;
+    /// Appends one input row at the output's width, its colours multiplied by alpha.
+    pub(super) fn across(&self, row: &[L], out: &mut Vec<L>) {
+        match &self.plan {
+            Plan::Copy => out.extend_from_slice(row),
+            Plan::Nearest { columns, .. } => {
+                columns.iter().for_each(|x| out.extend_from_slice(&row[x * self.channels..][..self.channels]));
+            }
+            Plan::Weighted { columns: None, .. } if self.channels == 4 => {
+                row.as_chunks::<4>().0.iter().for_each(|&pixel| out.extend(premultiplied(pixel)));
+            }
+            Plan::Weighted { columns: None, .. } => out.extend_from_slice(row),
+            Plan::Weighted { columns: Some(axis), .. } => match self.channels {
+                1 => weigh(axis, row.as_chunks::<1>().0, out),
+                3 => weigh(axis, row.as_chunks::<3>().0, out),
+                _ => {
+                    let pixels: Vec<[L; 4]> =
+                        row.as_chunks::<4>().0.iter().map(|&pixel| premultiplied(pixel)).collect();
+                    weigh(axis, &pixels, out);
+                }
+            },
+        }
+    }
+
+    /// Appends output row `y`, made of rows that [`Self::across`] gave; `row` hands over that of an input row.
+    pub(super) fn down<'a>(&self, y: usize, row: impl Fn(usize) -> &'a [L], out: &mut Vec<L>) {
+        match &self.plan {
+            Plan::Copy => out.extend_from_slice(row(y)),
+            Plan::Nearest { rows, .. } => out.extend_from_slice(row(rows[y])),
+            Plan::Weighted { rows, .. } => {
+                let start = out.len();
+                match rows {
+                    None => out.extend_from_slice(row(y)),
+                    Some(axis) => {
+                        let (first, weights) = axis.at(y);
+                        let mut sums = vec![L::HALF; self.to.width as usize * self.channels];
+                        for (from, &weight) in (first..).zip(weights) {
+                            let samples = row(from);
+                            sums.iter_mut().zip(samples).for_each(|(sum, &x)| *sum = L::plus(*sum, x, weight));
+                        }
+                        out.extend(sums.into_iter().map(L::of_sum));
+                    }
+                }
+                if self.channels == 4 {
+                    for [r, g, b, alpha] in out[start..].as_chunks_mut::<4>().0 {
+                        [r, g, b].into_iter().for_each(|color| *color = color.unpremultiplied(*alpha));
+                    }
                 }
             }
-            out.extend(sum.map(to_byte));
-        }
-    }
-    out
-}
-
-/// Weighs rows. `input` begins at input row `first_row`.
-fn down(axis: &Axis, input: &[u8], stride: usize, rows: Range<usize>, first_row: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(rows.len() * stride);
-    let mut sums = vec![0i32; stride];
-    for y in rows {
-        let (first, weights) = axis.at(y);
-        sums.fill(1 << (PRECISION - 1));
-        for (row, weight) in input[(first - first_row) * stride..].chunks_exact(stride).zip(weights) {
-            sums.iter_mut().zip(row).for_each(|(sum, &byte)| *sum += i32::from(byte) * weight);
-        }
-        out.extend(sums.iter().map(|&sum| to_byte(sum)));
-    }
-    out
-}
-
-fn premultiply(pixels: &mut [u8]) {
-    for pixel in pixels.chunks_exact_mut(4) {
-        let alpha = u32::from(pixel[3]);
-        for color in &mut pixel[..3] {
-            let product = u32::from(*color) * alpha + 128;
-            *color = (((product >> 8) + product) >> 8) as u8;
         }
     }
 }
 
-fn unpremultiply(pixels: &mut [u8]) {
-    for pixel in pixels.chunks_exact_mut(4) {
-        let alpha = u32::from(pixel[3]);
-        if alpha != 0 && alpha != 255 {
-            pixel[..3].iter_mut().for_each(|color| *color = (255 * u32::from(*color) / alpha).min(255) as u8);
+/// Appends a row of pixels of `C` channels, weighed by the taps of the columns.
+fn weigh<L: Level, const C: usize>(axis: &Axis, row: &[[L; C]], out: &mut Vec<L>) {
+    for x in 0..axis.taps.len() {
+        let (first, weights) = axis.at(x);
+        let mut sums = [L::HALF; C];
+        for (pixel, &weight) in row[first..].iter().zip(weights) {
+            sums.iter_mut().zip(pixel).for_each(|(sum, &sample)| *sum = L::plus(*sum, sample, weight));
         }
+        out.extend(sums.map(L::of_sum));
     }
+}
+
+fn premultiplied<L: Level>([r, g, b, alpha]: [L; 4]) -> [L; 4] {
+    let [r, g, b] = [r, g, b].map(|color| color.premultiplied(alpha));
+    [r, g, b, alpha]
 }
 
 #[cfg(test)]

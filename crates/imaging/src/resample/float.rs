@@ -156,29 +156,31 @@ impl FloatResizer {
         let mut pixels = Vec::with_capacity(needed.len() * self.to.width as usize * self.channels);
         input.chunks_exact(stride).for_each(|row| self.across(row, &mut pixels));
         let stride = self.to.width as usize * self.channels;
-        let row = |y: usize| &pixels[(y - needed.start) * stride..][..stride];
         let mut out = Vec::with_capacity(rows.len() * stride);
-        for y in rows {
-            match &self.rows {
-                Axis::Weighted { .. } => {
-                    let start = out.len();
-                    out.resize(start + stride, 0.0);
-                    for &(from, weight) in self.rows.taps(y) {
-                        out[start..].iter_mut().zip(row(from)).for_each(|(sum, x)| *sum += weight * x);
-                    }
-                }
-                Axis::Turned(turns) => {
-                    let (first, second, ratio) = turns[y];
-                    let pairs = row(first).chunks_exact(self.channels).zip(row(second).chunks_exact(self.channels));
-                    pairs.for_each(|(a, b)| slerp(a, b, ratio, &mut out));
-                }
-            }
-        }
+        rows.for_each(|y| self.down(y, |from| &pixels[(from - needed.start) * stride..][..stride], &mut out));
         out
     }
 
-    /// Appends one row, resampled.
-    fn across(&self, row: &[f32], out: &mut Vec<f32>) {
+    /// Appends output row `y`, made of rows that [`Self::across`] gave; `row` hands over that of an input row.
+    pub(super) fn down<'a>(&self, y: usize, row: impl Fn(usize) -> &'a [f32], out: &mut Vec<f32>) {
+        match &self.rows {
+            Axis::Weighted { .. } => {
+                let start = out.len();
+                out.resize(start + self.to.width as usize * self.channels, 0.0);
+                for &(from, weight) in self.rows.taps(y) {
+                    out[start..].iter_mut().zip(row(from)).for_each(|(sum, x)| *sum += weight * x);
+                }
+            }
+            Axis::Turned(turns) => {
+                let (first, second, ratio) = turns[y];
+                let pairs = row(first).chunks_exact(self.channels).zip(row(second).chunks_exact(self.channels));
+                pairs.for_each(|(a, b)| slerp(a, b, ratio, out));
+            }
+        }
+    }
+
+    /// Appends one input row at the output's width.
+    pub(super) fn across(&self, row: &[f32], out: &mut Vec<f32>) {
         match (&self.columns, self.channels) {
             (Axis::Weighted { .. }, 1) => self.weigh::<1>(row, out),
             (Axis::Weighted { .. }, 3) => self.weigh::<3>(row, out),

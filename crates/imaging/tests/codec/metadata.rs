@@ -47,10 +47,40 @@ fn a_tiff_says_its_orientation_itself() {
 
 #[test]
 fn jpeg_and_webp_are_turned_too() {
+    // Each letter of the picture is a square of 16 pixels, which a JPEG keeps.
+    let letters: Vec<u8> = ["abc", "def"]
+        .iter()
+        .flat_map(|row| (0..16).flat_map(|_| row.bytes().flat_map(|letter| [20 * (letter - b'a') + 60; 16])))
+        .collect();
     for format in [Format::Jpeg, Format::Webp] {
-        let options = EncodeOptions { exif: Some(exif(6, true)), ..EncodeOptions::new(format, Color::Rgb, Sample::U8) };
-        let (info, _) = decode(encode(&options, 40, 30, &[99; 40 * 30 * 3]).path(), &Limits::default()).unwrap();
-        assert_eq!((info.width, info.height, info.orientation), (30, 40, 6));
+        for (orientation, shown) in (1..).zip(TURNED) {
+            let options = EncodeOptions {
+                exif: Some(exif(orientation, true)),
+                ..EncodeOptions::new(format, Color::Grey, Sample::U8)
+            };
+            let (info, pixels) = decode(encode(&options, 48, 32, &letters).path(), &Limits::default()).unwrap();
+            let (row, pixel) = (info.row_bytes(), info.pixel_bytes());
+            let letter = |x: u32, y: u32| (pixels[y as usize * row + x as usize * pixel] - 50) / 20 + b'a';
+            let centres = |side: u32| (8..side).step_by(16);
+            let seen: Vec<u8> =
+                centres(info.height).flat_map(|y| centres(info.width).map(move |x| letter(x, y))).collect();
+            assert_eq!(text(info.width / 16, &seen), shown, "{format}, orientation {orientation}");
+            assert_eq!(metadata::orientation(&info.exif.unwrap()), 1);
+        }
+    }
+}
+
+#[test]
+fn a_turned_picture_is_not_turned_again() {
+    let options =
+        EncodeOptions { exif: Some(exif(6, false)), ..EncodeOptions::new(Format::Png, Color::Rgb, Sample::U8) };
+    let pixels = noise(7, 5, Color::Rgb, Sample::U8);
+    let (info, turned) = decode(encode(&options, 7, 5, &pixels).path(), &Limits::default()).unwrap();
+    for format in [Format::Png, Format::Tiff, Format::Webp] {
+        let again = EncodeOptions { exif: info.exif.clone(), ..EncodeOptions::new(format, Color::Rgb, Sample::U8) };
+        let (info, pixels) = decode(encode(&again, 5, 7, &turned).path(), &Limits::default()).unwrap();
+        assert_eq!((info.width, info.height, info.orientation), (5, 7, 1));
+        assert!(pixels == turned, "{format}");
     }
 }
 
@@ -164,4 +194,92 @@ fn a_profile_of_another_colour_space_is_not_carried() {
             assert_eq!(decode(file.path(), &Limits::default()).unwrap().0.icc.is_some(), kept, "{format}");
         }
     }
+}
+
+#[test]
+fn wide_colours_keep_their_pixels_and_their_profile() {
+    use moxcms::ColorProfile;
+    for profile in [ColorProfile::new_display_p3(), ColorProfile::new_adobe_rgb()] {
+        let profile = profile.encode().unwrap();
+        for format in Format::ALL {
+            for sample in
+                [Sample::U8, Sample::U16].into_iter().filter(|sample| format.limits().samples.contains(sample))
+            {
+                let options =
+                    EncodeOptions { icc: Some(profile.clone()), ..EncodeOptions::new(format, Color::Rgb, sample) };
+                let plain = EncodeOptions { icc: None, ..options.clone() };
+                let pixels = noise(40, 30, Color::Rgb, sample);
+                let (info, tagged) = decode(encode(&options, 40, 30, &pixels).path(), &Limits::default()).unwrap();
+                assert!(info.icc.as_ref() == Some(&profile), "{format}");
+                let (info, untagged) = decode(encode(&plain, 40, 30, &pixels).path(), &Limits::default()).unwrap();
+                assert!(info.icc.is_none() && tagged == untagged, "{format}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_profile_of_grey_stays_with_grey() {
+    for format in Format::ALL {
+        let options = EncodeOptions { icc: Some(icc(b"GRAY")), ..EncodeOptions::new(format, Color::Grey, Sample::U8) };
+        let file = encode(&options, 5, 5, &noise(5, 5, Color::Grey, Sample::U8));
+        // WebP has no grey, and so no use for it.
+        let in_the_file = std::fs::read(file.path()).unwrap().windows(4).any(|bytes| bytes == b"acsp");
+        assert!(format != Format::Webp || !in_the_file);
+        assert_eq!(
+            decode(file.path(), &Limits::default()).unwrap().0.icc.is_some(),
+            format != Format::Webp,
+            "{format}"
+        );
+    }
+}
+
+/// The profile that a PNG of 1x1 comes with, whose header is followed by these chunks.
+fn profile_beside(color: png::ColorType, chunks: &[(png::chunk::ChunkType, &[u8])]) -> Option<moxcms::ColorProfile> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+    encoder.set_color(color);
+    let mut writer = encoder.write_header().unwrap();
+    chunks.iter().for_each(|(kind, data)| writer.write_chunk(*kind, data).unwrap());
+    writer.write_image_data(&[1, 2, 3][..color.samples()]).unwrap();
+    writer.finish().unwrap();
+    let (info, pixels) = decode_bytes(&bytes).unwrap();
+    assert_eq!(pixels, [1, 2, 3][..color.samples()]);
+    assert_eq!(info.icc, decode_bytes(&bytes).unwrap().0.icc);
+    info.icc.map(|icc| moxcms::ColorProfile::new_from_slice(&icc).unwrap())
+}
+
+#[test]
+fn what_a_png_says_of_its_colours_beside_a_profile_becomes_one() {
+    use png::{ColorType::*, chunk::*};
+    let words = |numbers: &[u32]| numbers.iter().flat_map(|k| k.to_be_bytes()).collect::<Vec<u8>>();
+    let adobe = words(&[31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000]);
+    let srgb = words(&[31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000]);
+    let (of_srgb, linear) = (words(&[45455]), words(&[100_000]));
+
+    let wide = profile_beside(Rgb, &[(gAMA, &of_srgb), (cHRM, &adobe)]).unwrap();
+    let expected = moxcms::ColorProfile::new_adobe_rgb();
+    for (got, want) in [(wide.green_colorant, expected.green_colorant), (wide.red_colorant, expected.red_colorant)] {
+        let near = |a: f64, b: f64| (a - b).abs() < 2e-3;
+        assert!(near(got.x, want.x) && near(got.y, want.y) && near(got.z, want.z), "{got:?}, not {want:?}");
+    }
+    let curve = |profile: moxcms::ColorProfile| match profile.green_trc.or(profile.gray_trc).unwrap() {
+        moxcms::ToneReprCurve::Parametric(parameters) => parameters[0],
+        moxcms::ToneReprCurve::Lut(table) => table.first().map_or(1.0, |&gamma| f32::from(gamma) / 256.0),
+    };
+    assert!((curve(profile_beside(Rgb, &[(gAMA, &linear)]).unwrap()) - 1.0).abs() < 1e-3);
+    assert!((curve(profile_beside(Grayscale, &[(gAMA, &words(&[50_000]))]).unwrap()) - 2.0).abs() < 1e-2);
+    let p3 = profile_beside(Rgb, &[(cICP, &[12, 13, 0, 1])]).unwrap().red_colorant;
+    let expected = moxcms::ColorProfile::new_display_p3().red_colorant;
+    assert!((p3.x - expected.x).abs() < 2e-3 && (p3.y - expected.y).abs() < 2e-3, "{p3:?}, not {expected:?}");
+    assert!(profile_beside(Rgb, &[(cICP, &[9, 18, 0, 1])]).is_some());
+
+    assert!(profile_beside(Rgb, &[]).is_none());
+    assert!(profile_beside(Rgb, &[(gAMA, &of_srgb), (cHRM, &srgb)]).is_none());
+    assert!(profile_beside(Rgb, &[(sRGB, &[0]), (gAMA, &linear)]).is_none());
+    assert!(profile_beside(Rgb, &[(cICP, &[1, 13, 0, 1])]).is_none());
+    assert!(profile_beside(Rgb, &[(cICP, &[2, 2, 0, 1])]).is_none(), "unspecified");
+    assert!(profile_beside(Grayscale, &[(gAMA, &of_srgb)]).is_none());
+    assert!(profile_beside(Rgb, &[(cHRM, &words(&[0; 8]))]).is_none(), "points that span nothing");
+    assert!(profile_beside(Rgb, &[(gAMA, &words(&[0]))]).is_none());
 }

@@ -62,7 +62,12 @@ proptest! {
         rows_at_once in 1usize..300,
     ) {
         let raster = RasterInfo::new(width, height, color, sample);
-        let pixels = noise(width, height, color, sample);
+        let mut pixels = noise(width, height, color, sample);
+        if color.has_alpha() {
+            // No alpha of 0: what is fully transparent changes.
+            let alpha = raster.pixel_bytes() - sample.bytes();
+            pixels.chunks_exact_mut(raster.pixel_bytes()).for_each(|pixel| pixel[alpha] |= 1);
+        }
         let bands = bands(raster, &pixels, rows_at_once);
         prop_assert_eq!(bands.len(), raster.bands as usize);
         let lengths: Vec<u64> = (0..raster.bands).map(|i| raster.band_len(i)).collect();
@@ -86,6 +91,30 @@ proptest! {
         let rows: u64 = ranges.iter().map(|r| u64::from(raster.band_rows(r.band))).sum();
         prop_assert!(read <= rows * u64::from(window.width + 254) * raster.pixel_bytes() as u64);
     }
+}
+
+#[test]
+fn a_window_shows_no_colour_of_what_is_transparent() {
+    // A white disc whose surroundings are black and fully transparent, as programs that cut out write it.
+    let raster = RasterInfo::new(200, 300, Color::Rgba, Sample::U8);
+    let inside = |x: u32, y: u32| x.abs_diff(90).pow(2) + y.abs_diff(140).pow(2) < 60 * 60;
+    let pixels = (0..300).flat_map(|y| (0..200).flat_map(move |x| [if inside(x, y) { 255 } else { 0 }; 4]));
+    let pixels: Vec<u8> = pixels.collect();
+    let bands = bands(raster, &pixels, 7);
+    let window = Window { x: 20, y: 70, width: 140, height: 140 }; // corners are 99 - 60 pixels from the disc
+    let ranges = raster.band_ranges(window);
+    let parts: Vec<&[u8]> = ranges.iter().map(|r| &bands[r.band as usize][r.start as usize..r.end as usize]).collect();
+    let cut = raster.cut(window, &parts).unwrap();
+    let alpha = cut.alpha.unwrap();
+    for (i, color) in cut.rgb.chunks_exact(3).enumerate() {
+        let (x, y) = (20 + i as u32 % 140, 70 + i as u32 / 140);
+        assert_eq!(alpha[i], if inside(x, y) { 1.0 } else { 0.0 });
+        let away = f64::from(x.abs_diff(90).pow(2) + y.abs_diff(140).pow(2)).sqrt() - 60.0;
+        if away < 14.0 {
+            assert_eq!(color, [1.0; 3], "at {x}, {y}");
+        }
+    }
+    assert_eq!(cut.rgb[..3], [0.0; 3]);
 }
 
 #[test]

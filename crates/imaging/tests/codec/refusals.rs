@@ -7,6 +7,7 @@ use imaging::encode::{Compression, EncodeOptions};
 use imaging::picture::{Color, Format, Limits, Sample};
 
 use crate::kinds::{interlaced, jpeg};
+use crate::several::animated_webp;
 use crate::support::{Tiff, decode_bytes, encoded, exif, file, icc, noise, smooth};
 
 /// A small file of every kind, with metadata.
@@ -31,6 +32,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("tiff", make(options(Format::Tiff, Color::Rgb, Sample::U8, Compression::Fast))),
         ("tiff, float, stored", make(options(Format::Tiff, Color::Rgba, Sample::F32, Compression::None))),
         ("webp", make(options(Format::Webp, Color::Rgba, Sample::U8, Compression::Fast))),
+        ("webp, one frame", animated_webp(23, 19, &smooth(23, 19, Color::Rgba, Sample::U8))),
     ]
 }
 
@@ -84,18 +86,20 @@ fn the_content_tells_the_format_and_not_the_name() {
 
 #[test]
 fn what_is_no_picture_is_said_to_be_none() {
-    let check = |bytes: &[u8], said: &str| {
+    let check = |bytes: &[u8], said: &str, convertible: bool| {
         let refused = decode_bytes(bytes).unwrap_err();
-        assert_eq!(refused.to_string(), format!("the file is {said}, not a PNG, JPEG, TIFF or WebP picture"));
+        let message = format!("the file is {said}, not a PNG, JPEG, TIFF or WebP picture");
+        let way_out = ": make it one of these first, for instance with `magick in out.png`";
+        assert_eq!(refused.to_string(), message + if convertible { way_out } else { "" });
     };
-    check(b"", "empty");
-    check(b"hello", "of an unknown kind");
-    check(&[0; 4096], "of an unknown kind");
-    check(b"GIF89a...", "a GIF");
-    check(b"BM......", "a BMP");
-    check(b"%PDF-1.7", "a PDF");
-    check(b"\0\0\0\x1cftypavif", "an AVIF picture");
-    check(b"\0\0\0\x1cftypheic", "a HEIF picture");
+    check(b"", "empty", false);
+    check(b"hello", "of an unknown kind", false);
+    check(&[0; 4096], "of an unknown kind", false);
+    check(b"GIF89a...", "a GIF", true);
+    check(b"BM......", "a BMP", true);
+    check(b"%PDF-1.7", "a PDF", true);
+    check(b"\0\0\0\x1cftypavif", "an AVIF picture", true);
+    check(b"\0\0\0\x1cftypheic", "a HEIF picture", true);
     assert!(matches!(decode_bytes(b"\x89PNG\r\n\x1a\nnonsense nonsense"), Err(DecodeError::Malformed { .. })));
     let missing = probe(std::path::Path::new("/nowhere/at-all.png"), &Limits::default()).unwrap_err();
     assert!(matches!(&missing, DecodeError::Open { .. }) && !missing.is_the_pictures_fault());

@@ -1,5 +1,7 @@
 use imaging::encode::{Compression, EncodeError, EncodeOptions, Encoder};
-use imaging::picture::{Color, Format, Limits, Sample};
+use imaging::pack::pack;
+use imaging::picture::{Color, Format, Limits, PictureInfo, Sample};
+use imaging::raster::{BandWriter, RasterInfo, Window};
 
 use crate::support::{decode, encode, holdable, noise, smooth};
 
@@ -28,6 +30,75 @@ fn every_format_keeps_every_layout_that_it_holds() {
                 assert_eq!(info.color, color, "{case}");
                 assert!(decoded == pixels, "{case}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_panorama_goes_in_and_comes_out() {
+    let (width, height) = (30_000, 16);
+    for (format, color, sample) in holdable().into_iter().filter(|&(format, ..)| width <= format.limits().max_side) {
+        let pixels = smooth(width, height, color, sample);
+        let file = encode(&EncodeOptions::new(format, color, sample), width, height, &pixels);
+        let (info, decoded) = decode(file.path(), &Limits::default()).unwrap();
+        assert_eq!((info.width, info.height, info.color), (width, height, color));
+        if format == Format::Jpeg {
+            assert!(mean_difference(&pixels, &decoded) < 2.0);
+        } else {
+            assert!(decoded == pixels, "{format} {color} {sample}");
+        }
+    }
+}
+
+/// Decoded, cut from its raster as a network sees it, and packed again.
+fn through_a_raster(path: &std::path::Path) -> (PictureInfo, Vec<u8>) {
+    let (info, pixels) = decode(path, &Limits::default()).unwrap();
+    let raster = RasterInfo::of(&info);
+    let mut bands = Vec::new();
+    let pushed: Result<(), ()> = BandWriter::new(raster).push(&pixels, |band| {
+        bands.push(band.bytes);
+        Ok(())
+    });
+    pushed.unwrap();
+    let window = Window { x: 0, y: 0, width: info.width, height: info.height };
+    let ranges = raster.band_ranges(window).into_iter();
+    let parts: Vec<&[u8]> =
+        ranges.map(|part| &bands[part.band as usize][part.start as usize..part.end as usize]).collect();
+    let cut = raster.cut(window, &parts).unwrap();
+    let packed = pack(&cut.rgb, cut.alpha.as_deref(), info.color, info.sample);
+    (info, packed)
+}
+
+#[test]
+fn every_sample_survives_the_way_through_a_raster() {
+    // Every 16-bit value: one that passed through 8 bits would lose most of them.
+    let words: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for (format, color, sample) in holdable().into_iter().filter(|&(format, ..)| format != Format::Jpeg) {
+        let pixel = color.channels() * sample.bytes();
+        let mut pixels = if sample == Sample::U16 { words.clone() } else { noise(256, 128, color, sample) };
+        pixels.truncate(pixels.len() / (256 * pixel) * (256 * pixel));
+        if color.has_alpha() {
+            // What is fully transparent may change its colour.
+            pixels.chunks_exact_mut(pixel).for_each(|pixel_bytes| pixel_bytes[pixel - sample.bytes()] |= 1);
+        }
+        let height = pixels.len() / (256 * pixel);
+        let file = encode(&EncodeOptions::new(format, color, sample), 256, height as u32, &pixels);
+        let (info, packed) = through_a_raster(file.path());
+        let expected = if format == Format::Webp { as_rgb(&pixels, color) } else { pixels };
+        assert_eq!(info.sample, sample);
+        assert!(packed == expected, "{format} {color} {sample}");
+    }
+}
+
+#[test]
+fn a_single_pixel_goes_through_a_raster() {
+    for (format, color, sample) in holdable() {
+        for (width, height) in [(1, 1), (1, 300), (300, 1)] {
+            let pixels = smooth(width, height, color, sample);
+            let file = encode(&EncodeOptions::new(format, color, sample), width, height, &pixels);
+            let (info, packed) = through_a_raster(file.path());
+            assert_eq!((info.width, info.height), (width, height));
+            assert_eq!(packed.len(), info.row_bytes() * height as usize);
         }
     }
 }

@@ -28,6 +28,11 @@ impl Rows {
         self.rows.is_empty()
     }
 
+    /// `length` of these, from the row `first` of the result on.
+    pub fn part(&self, first: usize, length: usize) -> Self {
+        Self { rows: self.rows[first..first + length].to_vec() }
+    }
+
     /// What undoes these: where each of `count` rows stands now. Of one that stands nowhere it is [`NO_ROW`].
     pub fn inverse(&self, count: usize) -> Self {
         let mut rows = vec![NO_ROW; count];

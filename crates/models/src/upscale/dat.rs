@@ -58,7 +58,7 @@ impl Net for Dat {
     }
 
     fn values_per_pixel(&self) -> usize {
-        let body = 10 * self.layout.embed_dim;
+        let body = 15 * self.layout.embed_dim;
         body.max(2 * self.layout.embed_dim + Head::values_per_pixel(&self.layout.upsampler, self.layout.embed_dim))
     }
 

@@ -68,7 +68,7 @@ impl Net for Hat {
     }
 
     fn values_per_pixel(&self) -> usize {
-        let body = 9 * self.layout.embed_dim;
+        let body = 11 * self.layout.embed_dim;
         body.max(2 * self.layout.embed_dim + Head::values_per_pixel(&self.layout.upsampler, self.layout.embed_dim))
     }
 

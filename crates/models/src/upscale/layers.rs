@@ -1,15 +1,12 @@
-//! What networks that are no chain are made of: layers with their weights, and the parts that several of them share.
+//! What networks of super-resolution that are no chain share.
 
-use candle_core::{DType, Device, Tensor};
-use weights::{
-    checkpoint::Checkpoint,
-    detect::{Resi, Upsampler},
-};
+use candle_core::{Device, Tensor};
+use weights::detect::{Resi, Upsampler};
 
-use super::parts::values;
+pub(super) use crate::layers::{Layers, plain, plus, then};
 use crate::{
     error::Result,
-    ops::{self, Backend, Conv2d, Function, Linear, Norm, Then},
+    ops::{self, Backend, Conv2d, Function},
     watch::Progress,
 };
 
@@ -23,94 +20,6 @@ pub(super) trait Net: std::fmt::Debug + Send + Sync {
 
     /// How many numbers are alive at the peak, for each pixel of the input.
     fn values_per_pixel(&self) -> usize;
-}
-
-/// A checkpoint whose layers are wanted for a backend.
-#[derive(Clone, Copy)]
-pub(super) struct Layers<'a> {
-    pub(super) checkpoint: &'a Checkpoint,
-    pub(super) backend: &'a Backend,
-}
-
-impl Layers<'_> {
-    /// Whether there is a tensor `name`.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.checkpoint.tensors().contains_key(name)
-    }
-
-    /// Loads tensor `name` as f32 to the memory of the CPU.
-    pub(super) fn numbers(&self, name: &str) -> Result<Tensor> {
-        let values = values(self.checkpoint, name)?;
-        let shape = self.checkpoint.tensors()[name].shape.as_slice(); // it was just read
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-    }
-
-    /// Loads tensor `name` to where the backend computes.
-    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
-        Ok(self.backend.take(&self.numbers(name)?)?)
-    }
-
-    fn bias(&self, name: &str) -> Result<Option<Tensor>> {
-        let name = format!("{name}.bias");
-        if self.has(&name) { self.numbers(&name).map(Some) } else { Ok(None) }
-    }
-
-    /// Loads the convolution `name`, with bias if it has one, and zeros around so that the size is kept.
-    pub(super) fn conv(&self, name: &str) -> Result<Conv2d> {
-        let weight = self.numbers(&format!("{name}.weight"))?;
-        let padding = weight.dim(3)? / 2;
-        Ok(Conv2d::new(self.backend, &weight, self.bias(name)?.as_ref(), 1, padding)?)
-    }
-
-    /// Loads the convolution `name` that takes a step of `stride` pixels, without zeros around.
-    pub(super) fn strided(&self, name: &str, stride: usize) -> Result<Conv2d> {
-        let weight = self.numbers(&format!("{name}.weight"))?;
-        Ok(Conv2d::new(self.backend, &weight, self.bias(name)?.as_ref(), stride, 0)?)
-    }
-
-    /// Loads the convolution `name` of each channel by itself.
-    pub(super) fn depthwise(&self, name: &str) -> Result<Conv2d> {
-        let weight = self.numbers(&format!("{name}.weight"))?;
-        Ok(Conv2d::depthwise(self.backend, &weight, self.bias(name)?.as_ref())?)
-    }
-
-    /// Loads the linear layer `name`, with bias if it has one. A 1 x 1 convolution is one, too.
-    pub(super) fn linear(&self, name: &str) -> Result<Linear> {
-        let weight = self.numbers(&format!("{name}.weight"))?;
-        let weight = weight.reshape((weight.dim(0)?, ()))?;
-        Ok(Linear::new(self.backend, &weight, self.bias(name)?.as_ref())?)
-    }
-
-    /// Loads the norm `name`.
-    pub(super) fn norm(&self, name: &str, eps: f64) -> Result<Norm> {
-        let [weight, bias] = ["weight", "bias"].map(|part| self.tensor(&format!("{name}.{part}")));
-        Ok(Norm::new(weight?, bias?, eps)?)
-    }
-}
-
-impl Backend {
-    /// Brings a tensor to where this computes, as the numbers that it computes with.
-    pub(super) fn take(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Kernels(_) => x.to_device(&Device::Cpu)?.to_dtype(DType::F32),
-            Self::Candle(device, dtype) => x.to_device(device)?.to_dtype(*dtype),
-        }
-    }
-}
-
-/// Nothing follows.
-pub(super) fn plain() -> Then<'static> {
-    Then::default()
-}
-
-/// A function follows.
-pub(super) fn then(function: Function) -> Then<'static> {
-    Then { function: Some(function), residual: None }
-}
-
-/// `residual` is added.
-pub(super) fn plus(residual: &Tensor) -> Then<'_> {
-    Then { function: None, residual: Some(residual) }
 }
 
 /// The mean colour of the pictures that transformers were trained on, taken off before and added behind them.

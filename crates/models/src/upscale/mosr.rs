@@ -66,7 +66,12 @@ impl Net for MoSr {
 
     fn values_per_pixel(&self) -> usize {
         let detect::MoSr { dim, hidden, out_ch, upscale, .. } = self.layout;
-        (2 * dim + 5 * hidden).max(dim + 17 * out_ch * upscale * upscale)
+        let end = match &self.upsampler {
+            Upsampler::PixelShuffle(_) => dim + 2 * out_ch * upscale * upscale,
+            Upsampler::Ensemble(_) => dim + 10 * out_ch * upscale * upscale,
+            Upsampler::DySample(dysample) => dysample.values_per_pixel(dim),
+        };
+        (2 * dim + 5 * hidden).max(end)
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {

@@ -47,7 +47,7 @@ impl Net for OmniSr {
 
     fn values_per_pixel(&self) -> usize {
         let detect::OmniSr { num_feat, num_out_ch, up_scale, .. } = self.layout;
-        10 * num_feat + 2 * num_out_ch * up_scale * up_scale
+        14 * num_feat + 2 * num_out_ch * up_scale * up_scale
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {

@@ -13,6 +13,7 @@ use kernels::{
 use weights::checkpoint::Checkpoint;
 
 use crate::error::{ModelError, Result};
+pub(super) use crate::layers::values;
 use crate::watch::Progress;
 
 /// A checkpoint whose tensors are wanted on a device.
@@ -40,16 +41,6 @@ impl Parts<'_> {
     /// Loads a 1 x 1 convolution without bias.
     pub(super) fn conv1x1(&self, weight: &str) -> Result<Conv2d> {
         Ok(Conv2d::new(self.tensor(weight)?, None, Conv2dConfig::default()))
-    }
-}
-
-/// Reads tensor `name`, whose values must be finite.
-pub(super) fn values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
-    let values = checkpoint.read_f32(name)?;
-    if values.iter().all(|value| value.is_finite()) {
-        Ok(values)
-    } else {
-        Err(ModelError::NotFinite { tensor: name.to_owned() })
     }
 }
 

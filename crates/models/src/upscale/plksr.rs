@@ -44,7 +44,11 @@ impl Net for Plksr {
     }
 
     fn values_per_pixel(&self) -> usize {
-        6 * self.layout.dim
+        let body = 10 * self.layout.dim;
+        match &self.dysample {
+            Some(dysample) => body.max(dysample.values_per_pixel(3 * self.layout.upscaling_factor.pow(2))),
+            None => body,
+        }
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
@@ -143,7 +147,8 @@ pub(super) struct DySample {
     scope: Conv2d,
     /// [1, 2 * groups * scale * scale, 1, 1].
     init_pos: Tensor,
-    end_conv: Conv2d,
+    /// None where the picture keeps its size.
+    end_conv: Option<Conv2d>,
 }
 
 impl DySample {
@@ -162,8 +167,13 @@ impl DySample {
             offset: layers.conv(&format!("{name}.offset"))?,
             scope: layers.conv(&format!("{name}.scope"))?,
             init_pos: layers.backend.take(&init_pos)?,
-            end_conv: layers.conv(&format!("{name}.end_conv"))?,
+            end_conv: sizes.end_conv.then(|| layers.conv(&format!("{name}.end_conv"))).transpose()?,
         })
+    }
+
+    /// How many numbers are alive at the peak, for each pixel of the input, which has `channels`.
+    pub(super) fn values_per_pixel(&self, channels: usize) -> usize {
+        (channels * (self.scale * self.scale + 1)) + (8 * self.groups + 6) * self.scale * self.scale
     }
 
     /// Takes x, [1, c, h, w], to [1, out, h*scale, w*scale].
@@ -171,6 +181,9 @@ impl DySample {
         let scope = (self.scope.forward(x, then(Function::Sigmoid))? * 0.5)?;
         let places = (self.offset.forward(x, plain())? * scope)?.broadcast_add(&self.init_pos)?;
         let sampled = ops::sample(x, &places, self.groups, self.scale)?;
-        Ok(self.end_conv.forward(&sampled, plain())?)
+        match &self.end_conv {
+            Some(conv) => Ok(conv.forward(&sampled, plain())?),
+            None => Ok(sampled),
+        }
     }
 }

@@ -110,7 +110,7 @@ impl Net for Span {
 
     fn values_per_pixel(&self) -> usize {
         let detect::Span { feature_channels, num_out_ch, upscale, .. } = self.layout;
-        (10 * feature_channels).max(3 * feature_channels + 2 * num_out_ch * upscale * upscale)
+        (12 * feature_channels).max(3 * feature_channels + 2 * num_out_ch * upscale * upscale)
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {

@@ -60,7 +60,7 @@ impl Net for SwinIr {
     }
 
     fn values_per_pixel(&self) -> usize {
-        let body = 6 * self.layout.embed_dim;
+        let body = 8 * self.layout.embed_dim;
         body.max(2 * self.layout.embed_dim + Head::values_per_pixel(&self.layout.upsampler, self.layout.embed_dim))
     }
 

@@ -17,6 +17,8 @@ const APART: f32 = -100.0;
 
 /// Tokens that one thread of a CPU takes at once: few enough that what is made of them stays in the cache.
 const CHUNK: usize = 1024;
+/// Tokens that another device takes at once: the scores of all of a picture's would not fit.
+const DEVICE_CHUNK: usize = 16 * 1024;
 
 /// A map cut into windows, one after the other in reading order.
 #[derive(Debug)]
@@ -112,7 +114,7 @@ pub(super) fn relative_position((hh, ww): (usize, usize), query: usize, key: usi
 pub(super) fn chunks(backend: &Backend, count: usize, area: usize) -> impl Iterator<Item = (usize, usize)> {
     let most = match backend {
         Backend::Kernels(_) => (CHUNK * kernels::threads::threads()).div_ceil(area),
-        Backend::Candle(..) => count.max(1),
+        Backend::Candle(..) => DEVICE_CHUNK.div_ceil(area),
     };
     (0..count).step_by(most).map(move |first| (first, most.min(count - first)))
 }

@@ -4,10 +4,11 @@ use std::process::Command;
 
 use candle_core::{DType, Device};
 use models::fingerprint;
+use models::upscale::Upscaler;
 use models::watch::Unwatched;
 use weights::digest::sha256;
 
-use crate::{COMPACT, ESRGAN, load, tile};
+use crate::{COMPACT, ESRGAN, goldens::layered, load, tile};
 
 const MARK: &str = "digests of this process:";
 
@@ -15,11 +16,14 @@ const MARK: &str = "digests of this process:";
 #[test]
 fn the_same_work_gives_the_same_bytes() {
     let digests = || {
-        let upscaled = [COMPACT, ESRGAN].map(|layout| {
-            let y = load(layout).run(&tile(70, 211), &Unwatched).unwrap();
+        let digest = |upscaler: &Upscaler, (h, w)| {
+            let y = upscaler.run(&tile(h, w), &Unwatched).unwrap();
             let values = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             sha256(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
-        });
+        };
+        let chained = [COMPACT, ESRGAN].map(|layout| digest(&load(layout), (70, 211)));
+        let layered = layered().into_iter().map(|(_, upscaler)| digest(&upscaler, (37, 59)));
+        let upscaled: Vec<_> = chained.into_iter().chain(layered).collect();
         format!("{} {}", upscaled.join(" "), fingerprint::level(&Device::Cpu, DType::F32).unwrap())
     };
     let first = digests();

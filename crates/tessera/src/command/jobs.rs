@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use domain::picture::Format;
+use domain::{
+    picture::Format,
+    resize::{Resize, Target},
+};
 use proto::{
     convert::precision_from_wire,
     v1::{self, JobState},
@@ -191,6 +194,16 @@ fn file_name(made: &v1::JobOutput, taken: &mut std::collections::BTreeSet<String
     name
 }
 
+/// `to 1.5x by lanczos`.
+fn resizing(resize: Resize) -> String {
+    let target = match resize.target {
+        Target::Factor(factor) => format!("{factor}x"),
+        Target::Width(width) => format!("a width of {width}"),
+        Target::Height(height) => format!("a height of {height}"),
+    };
+    format!("to {target} by {}", resize.method.name())
+}
+
 fn show(job: &v1::Job, json: bool) {
     if json {
         return output::json(&wire_json::show("Job", job));
@@ -230,6 +243,9 @@ fn show(job: &v1::Job, json: bool) {
             pictures.map(|picture| ("picture", format!("{} {}x{}", picture.name, picture.width, picture.height))),
         );
         lines.push(("model", format!("{} ({}x)", upscale.upscale_model, upscale.scale)));
+        if let Some(Ok(resize)) = upscale.resize.map(Resize::try_from) {
+            lines.push(("resize", resizing(resize)));
+        }
         lines.push(("tile", format!("{} pixels, overlap {}", upscale.tile_side, upscale.tile_overlap)));
         if let Ok(Some(precision)) = precision_from_wire("precision", upscale.precision) {
             lines.push(("precision", precision.name().to_owned()));

@@ -1,8 +1,12 @@
 //! `tessera models`: the networks that a farm has, and what a weights file holds.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
+use models::processor::{Kind, Precision, Processor};
 use proto::v1;
 use serde_json::json;
 use service::{
@@ -11,11 +15,12 @@ use service::{
 };
 use weights::{
     builtin::{BUILTIN, Builtin},
-    checkpoint::Checkpoint,
-    detect::detect,
+    checkpoint::{Checkpoint, Float},
+    detect::{SizeRequirements, detect},
 };
 
 use crate::{
+    cli::Dtype,
     client::{Farm, call},
     exit::Outcome,
     output, transfer, wire_json,
@@ -107,40 +112,29 @@ fn model_name(path: &Path) -> String {
     if name.is_empty() { "model".to_owned() } else { name }
 }
 
-/// The model that a command line asks for: a file, which is uploaded first, a name or a digest, or the built-in model
-/// of a scale.
-pub async fn resolve(farm: &Farm, model: Option<&str>, scale: Option<u32>) -> anyhow::Result<v1::Model> {
-    match (model, scale) {
-        (Some(file), _) if Path::new(file).is_file() => add_file(farm, Path::new(file), None).await,
-        (Some(name), _) => {
-            farm.model(name).await.with_context(|| format!("there is no model `{name}`, and no such file"))
-        }
-        (None, None) => {
-            let builtin = BUILTIN.first().context("no model is built in")?;
-            farm.model(builtin.name).await
-        }
-        (None, Some(scale)) => match BUILTIN.iter().find(|builtin| builtin.scale == scale) {
-            Some(builtin) => farm.model(builtin.name).await,
-            None => {
-                let scales: Vec<_> = BUILTIN.iter().map(|builtin| format!("{}x", builtin.scale)).collect();
-                let error = anyhow!("no built-in model enlarges {scale} times, only {}", scales.join(", "));
-                Err(with_hint(error, "pass a weights file with --model"))
-            }
-        },
+/// The model that a command line asks for: a file, which is uploaded first, a name or a digest.
+pub async fn resolve(farm: &Farm, model: &str) -> anyhow::Result<v1::Model> {
+    if Path::new(model).is_file() {
+        return add_file(farm, Path::new(model), None).await;
     }
+    farm.model(model).await.with_context(|| format!("there is no model `{model}`, and no such file"))
 }
+
+/// The side of the tile whose memory is told, in pixels.
+const TOLD_TILE: usize = 512;
 
 /// Says what a weights file holds.
 pub fn inspect(file: &Path, json: bool) -> Outcome {
     let (digest, size_bytes) = transfer::digest_of(file)?;
-    let checkpoint = Checkpoint::open(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let checkpoint = open(file)?;
     let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in checkpoint.tensors().values() {
-        *dtypes.entry(format!("{:?}", tensor.dtype)).or_default() += 1;
+        *dtypes.entry(format!("{:?}", tensor.dtype).to_lowercase()).or_default() += 1;
     }
     let network =
-        detect(&checkpoint).with_context(|| format!("`{}` holds no network that Tessera knows", file.display()))?;
+        detect(&checkpoint).with_context(|| format!("`{}` holds no network that runs here", file.display()))?;
     let facts = &network.facts;
+    let tile_bytes = tile_bytes(&checkpoint);
     if json {
         output::json(&json!({
             "file": file.display().to_string(),
@@ -149,17 +143,24 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
             "tensors": checkpoint.tensors().len(),
             "dtypes": dtypes,
             "facts": facts,
+            "tile_512_bytes": tile_bytes.as_ref().ok(),
         }));
         return Ok(());
     }
     let dtypes: Vec<_> = dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    let memory = match tile_bytes {
+        Ok(bytes) => format!("{} for a tile of {TOLD_TILE} pixels on this CPU", show_bytes(bytes)),
+        Err(error) => format!("unknown: {error:#}"),
+    };
     let mut lines = vec![
         ("architecture", facts.architecture.clone()),
         ("scale", format!("{}x", facts.scale)),
         ("channels", format!("{} in, {} out", facts.input_channels, facts.output_channels)),
+        ("sizes", sizes(&facts.size_requirements)),
         ("parameters", facts.parameters.to_string()),
         ("tensors", dtypes.join(", ")),
         ("size", format!("{} ({size_bytes} bytes)", show_bytes(size_bytes))),
+        ("memory", memory),
         ("digest", digest),
     ];
     if !facts.tags.is_empty() {
@@ -174,6 +175,58 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
     Ok(())
 }
 
+/// Writes the network in `file` as `.safetensors`, to `output` or beside it, and says where.
+pub fn convert(file: &Path, output: Option<PathBuf>, dtype: Option<Dtype>, force: bool) -> Outcome {
+    let output = output.unwrap_or_else(|| file.with_extension("safetensors"));
+    let (from, to) = (file.display(), output.display());
+    if output.exists() {
+        let is_same = output.canonicalize().ok() == file.canonicalize().ok();
+        let (error, hint) = match is_same {
+            true => (anyhow!("`{from}` would be written over itself"), "name another file with --output"),
+            false => (anyhow!("`{to}` exists"), "--force writes over it, --output names another file"),
+        };
+        if is_same || !force {
+            return Err(with_hint(error, hint).into());
+        }
+    }
+    let (digest, _) = transfer::digest_of(file)?;
+    let float = dtype.map(|dtype| match dtype {
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::Bf16 => Float::Bf16,
+    });
+    weights::convert::convert(&open(file)?, &digest, &output, float)
+        .with_context(|| format!("cannot write `{from}` as `{to}`"))?;
+    output::line(&to.to_string());
+    Ok(())
+}
+
+fn open(file: &Path) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(file).with_context(|| format!("cannot read `{}`", file.display()))
+}
+
+/// The memory that a tile takes on this machine's processor, network included, in bytes.
+fn tile_bytes(checkpoint: &Checkpoint) -> anyhow::Result<u64> {
+    let network = Processor::open(Kind::Cpu, None)?.load(checkpoint, Precision::Fast)?;
+    Ok(network.memory_estimate(TOLD_TILE, TOLD_TILE))
+}
+
+/// The sizes that a network takes, in words.
+fn sizes(requirements: &SizeRequirements) -> String {
+    let SizeRequirements { minimum, multiple_of, square } = *requirements;
+    let mut words = Vec::new();
+    if minimum > 1 {
+        words.push(format!("at least {minimum} pixels a side"));
+    }
+    if multiple_of > 1 {
+        words.push(format!("multiples of {multiple_of}"));
+    }
+    if square {
+        words.push("square".to_owned());
+    }
+    if words.is_empty() { "any".to_owned() } else { format!("{}; others are padded", words.join(", ")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,5 +235,15 @@ mod tests {
     fn a_model_is_called_as_its_file_is() {
         assert_eq!(model_name(Path::new("x/4x_Ultra-Sharp.v2.pth")), "4x_Ultra-Sharp.v2");
         assert_eq!(model_name(Path::new("größe 4x.pth")), "gr--e-4x");
+    }
+
+    #[test]
+    fn sizes_are_told_in_words() {
+        let check = |minimum, multiple_of, square, words| {
+            assert_eq!(sizes(&SizeRequirements { minimum, multiple_of, square }), words);
+        };
+        check(0, 1, false, "any");
+        check(2, 4, false, "at least 2 pixels a side, multiples of 4; others are padded");
+        check(16, 1, true, "at least 16 pixels a side, square; others are padded");
     }
 }

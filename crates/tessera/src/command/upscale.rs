@@ -1,15 +1,17 @@
 //! `tessera upscale`: pictures in, larger pictures out.
 
 use anyhow::{Context as _, anyhow, bail};
+use domain::resize::{Resize, Target};
 use futures::{StreamExt as _, stream};
-use proto::v1::{self, JobState};
-use serde_json::json;
-use service::{
-    config::Config,
-    report::{self, with_hint},
+use proto::{
+    convert::resize_to_wire,
+    v1::{self, JobState},
 };
+use serde_json::json;
+use service::{config::Config, report};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use weights::builtin::BUILTIN;
 
 use crate::{
     cli::{Precision, Priority, Reproducibility, TileSide, Upscale},
@@ -18,6 +20,7 @@ use crate::{
     embedded::{self, Embedded},
     exit::{Failure, Outcome},
     naming::{self, Errand},
+    pictures::{Gathered, gather},
     progress::Progress,
     transfer, watch, wire_json,
 };
@@ -28,7 +31,9 @@ const PICTURES_AT_ONCE: usize = 4;
 /// What became of one picture; the worst is the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
-    /// Its result is there, or was and is not to be written over.
+    /// Its result was there, and is not to be written over.
+    Skipped,
+    /// Its result is there.
     Done,
     /// The farm could not be asked, or refused.
     Refused,
@@ -38,33 +43,41 @@ enum Fate {
 
 /// Runs the command on the farm that the configuration names, or on one embedded in this process.
 pub async fn run(args: Upscale, config: Config, context: service::Context) -> Outcome {
-    for picture in &args.pictures {
-        let metadata = std::fs::metadata(picture).with_context(|| format!("cannot read `{}`", picture.display()))?;
-        if !metadata.is_file() {
-            let error = anyhow!("`{}` is no file", picture.display());
-            return Err(with_hint(error, "name the pictures in a folder as FOLDER/*").into());
-        }
-    }
+    let gathered = gather(&args.pictures, args.output.as_deref())?;
     let stopped = context.shutdown;
     if let Some(server) = &config.client.server {
-        return upscale(&args, &Farm::connect(server).await?, &stopped).await;
+        return upscale(&args, gathered, &Farm::connect(server).await?, &stopped).await;
     }
     let mut embedded = Embedded::start(&config, args.workers).await?;
     let server = embedded.server();
     let outcome = tokio::select! {
-        outcome = async { upscale(&args, &embedded::connect(&server).await?, &stopped).await } => outcome,
+        outcome = async { upscale(&args, gathered, &embedded::connect(&server).await?, &stopped).await } => outcome,
         error = embedded.failed() => Err(error.into()),
     };
     let ended = embedded.stop().await;
     outcome.and(ended.map_err(Failure::from))
 }
 
-async fn upscale(args: &Upscale, farm: &Farm, stopped: &CancellationToken) -> Outcome {
-    let model = models::resolve(farm, args.model.as_deref(), args.scale).await?;
-    let errands = naming::errands(&args.pictures, args.output.as_deref(), args.format, model.scale)?;
+async fn upscale(args: &Upscale, gathered: Gathered, farm: &Farm, stopped: &CancellationToken) -> Outcome {
+    let model = match &args.model {
+        Some(model) => Some(models::resolve(farm, model).await?),
+        None => None, // the farm's choice
+    };
+    let suffix = suffix(args.target(), model.as_ref());
+    let errands = naming::errands(&gathered.pictures, args.output.as_deref(), args.format, &suffix)?;
     let progress = Progress::new(args.json);
+    for error in &gathered.unreadable {
+        progress.say(report::text(error).trim_end());
+    }
+    if gathered.left_out > 0 {
+        progress.say(&format!(
+            "left out {}",
+            count(gathered.left_out, "file that is no picture", "files that are no pictures")
+        ));
+    }
+    let digest = model.map(|model| model.digest).unwrap_or_default();
     let one = |errand: Errand| {
-        let picture = Picture { args, farm, model: &model, progress: &progress, stopped, errand };
+        let picture = Picture { args, farm, model: &digest, progress: &progress, stopped, errand };
         let span = tracing::info_span!("submit", picture = picture.name());
         async move {
             match picture.upscale().await {
@@ -77,23 +90,48 @@ async fn upscale(args: &Upscale, farm: &Farm, stopped: &CancellationToken) -> Ou
         }
         .instrument(span)
     };
-    let fates: Vec<Fate> = stream::iter(errands).map(one).buffer_unordered(PICTURES_AT_ONCE).collect().await;
-    let undone = fates.iter().filter(|fate| **fate != Fate::Done).count();
+    let mut fates: Vec<Fate> = stream::iter(errands).map(one).buffer_unordered(PICTURES_AT_ONCE).collect().await;
+    let skipped = fates.iter().filter(|fate| **fate == Fate::Skipped).count();
+    if skipped > 0 && gathered.pictures.iter().any(|found| found.in_folder) {
+        let pictures = count(skipped, "picture", "pictures");
+        progress.say(&format!("skipped {pictures} whose result exists; --force writes over it"));
+    }
+    fates.extend(gathered.unreadable.iter().map(|_| Fate::Refused));
+    let undone = fates.iter().filter(|fate| **fate > Fate::Done).count();
     if undone > 0 && fates.len() > 1 {
         progress.say(&format!("{undone} of {} pictures have no result", fates.len()));
     }
     match fates.into_iter().max() {
-        None | Some(Fate::Done) => Ok(()),
+        None | Some(Fate::Skipped | Fate::Done) => Ok(()),
         Some(Fate::Refused) => Err(Failure::Refused),
         Some(Fate::Failed) => Err(Failure::Job),
     }
+}
+
+/// How results beside their pictures are told apart from them: by what was asked for.
+fn suffix(target: Option<Target>, model: Option<&v1::Model>) -> String {
+    match target {
+        Some(Target::Factor(factor)) => format!("{factor}x"),
+        Some(Target::Width(width)) => format!("{width}w"),
+        Some(Target::Height(height)) => format!("{height}h"),
+        None => {
+            let default = BUILTIN.first().map_or(1, |builtin| builtin.scale);
+            format!("{}x", model.map_or(default, |model| model.scale))
+        }
+    }
+}
+
+/// `1 picture`, `2 pictures`.
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// One picture on its way.
 struct Picture<'a> {
     args: &'a Upscale,
     farm: &'a Farm,
-    model: &'a v1::Model,
+    /// The digest of a model; empty: the farm's choice.
+    model: &'a str,
     progress: &'a Progress,
     stopped: &'a CancellationToken,
     errand: Errand,
@@ -116,17 +154,19 @@ impl Picture<'_> {
     async fn upscale(&self) -> anyhow::Result<Fate> {
         let (name, output) = (self.name(), self.errand.output.display().to_string());
         if !self.args.force && self.errand.output.exists() {
-            self.progress.say(&format!("{name}: skipped, because `{output}` exists; --force writes over it"));
+            if !self.errand.in_folder {
+                self.progress.say(&format!("{name}: skipped, because `{output}` exists; --force writes over it"));
+            }
             if let Progress::Json = self.progress {
                 self.progress.give("", &json!({ "name": name, "output": output, "skipped": true }));
             }
-            return Ok(Fate::Done);
+            return Ok(Fate::Skipped);
         }
         let digest = tokio::select! {
             digest = transfer::upload(self.farm, &self.errand.input) => digest?,
             () = self.stopped.cancelled() => return Ok(Fate::Failed),
         };
-        let request = request(self.args, &self.model.digest, &self.errand, digest);
+        let request = request(self.args, self.model, &self.errand, digest);
         let job = self.farm.create(request).await.with_context(|| format!("cannot upscale `{name}`"))?;
         let mut shown = self.progress.job(&name, &job.id);
         let followed = tokio::select! {
@@ -157,6 +197,9 @@ impl Picture<'_> {
             "name": name,
             "job": job.id,
             "output": output,
+            "upscale_model": upscale["upscale_model"],
+            "tile_side": upscale["tile_side"],
+            "tile_overlap": upscale["tile_overlap"],
             "precision": upscale["precision"],
             "compute_class": upscale["compute_class"],
             "result": wire_json::show("JobOutput", made),
@@ -192,6 +235,7 @@ fn request(args: &Upscale, model: &str, errand: &Errand, digest: String) -> v1::
             bits: args.bits.unwrap_or(0),
             quality: args.quality,
         }),
+        resize: args.target().map(|target| resize_to_wire(Resize { target, method: args.method.unwrap_or_default() })),
     };
     v1::CreateJobRequest {
         labels: args.labels.iter().cloned().collect(),

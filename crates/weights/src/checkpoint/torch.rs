@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read};
 
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, Heap, Ref, Storage, Value};
@@ -19,7 +20,9 @@ type Place = (u64, u64);
 /// Opens a zip archive: `<name>/data.pkl` is the object, and `<name>/data/<key>` the storages.
 pub(super) fn open_zip(source: &mut Source) -> Result<Found> {
     let len = source.len();
-    let mut archive = ZipArchive::new(source.input_at(0)?)?;
+    // Left to look for the start of the archive, `zip` takes a later entry for the first one if that has a name of 30 letters.
+    let at_the_start = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(at_the_start, source.input_at(0)?)?;
     let is_object = |name: &[u8]| name == b"data.pkl" || name.ends_with(b"/data.pkl");
     let object = archive.file_names_raw().position(is_object);
     let object = object.ok_or_else(|| CheckpointError::MissingEntry { entry: "data.pkl".into() })?;

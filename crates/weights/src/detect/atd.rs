@@ -49,8 +49,8 @@ impl Atd {
         let (embed_dim, in_chans) = from.convolution("conv_first")?;
         let list = |group| format!("layers.{group}.residual_group.layers");
         let first = format!("{}.0", list(0));
-        let groups = from.length("layers")?;
-        let depths = (0..groups).map(|group| from.length(&list(group))).collect::<Result<_, _>>()?;
+        let groups = from.count("layers")?;
+        let depths = (0..groups).map(|group| from.count(&list(group))).collect::<Result<_, _>>()?;
         let table = |group| format!("{}.0.attn_win.relative_position_bias_table", list(group));
         let num_heads = (0..groups).map(|group| heads(from, &table(group), embed_dim)).collect::<Result<_, _>>()?;
         let (_, _, convffn_kernel_size) = from.odd_kernel(&format!("{first}.convffn.dwconv.depthwise_conv.0"))?;
@@ -87,7 +87,7 @@ impl Atd {
         let (c, w, bias) = (self.embed_dim, self.window_size, self.qkv_bias);
         let mut to = Builder::default();
         if !self.norm {
-            to.tensor("no_norm", [1], Role::Leftover);
+            to.tensor("no_norm", [1], Role::Flag);
         }
         to.tensor("relative_position_index_SA", [w * w, w * w], Role::Buffer);
         to.conv("conv_first", c, self.in_chans, 3);

@@ -42,8 +42,8 @@ impl Dat {
     /// be the rows, as in every published model, until [`Self::turn`] knows better.
     pub(super) fn infer(from: &Reader<'_>) -> Result<Self, DetectError> {
         let (embed_dim, in_chans) = from.convolution("conv_first")?;
-        let layers = from.length("layers")?;
-        let depths = (0..layers).map(|layer| from.length(&format!("layers.{layer}.blocks")));
+        let layers = from.count("layers")?;
+        let depths = (0..layers).map(|layer| from.count(&format!("layers.{layer}.blocks")));
         let depth: Vec<usize> = depths.collect::<Result<_, _>>()?;
         let heads = depth.iter().enumerate().map(|(layer, &depth)| heads(from, layer, depth, embed_dim));
         let num_heads = heads.collect::<Result<_, _>>()?;

@@ -56,8 +56,8 @@ impl Hat {
 
         let group = |layer| format!("layers.{layer}.residual_group");
         let first = format!("{}.blocks.0", group(0));
-        let layers = from.length("layers")?;
-        let depths = (0..layers).map(|layer| from.length(&format!("{}.blocks", group(layer))));
+        let layers = from.count("layers")?;
+        let depths = (0..layers).map(|layer| from.count(&format!("{}.blocks", group(layer))));
         let table = |layer| format!("{}.overlap_attn.relative_position_bias_table", group(layer));
         let num_heads = (0..layers).map(|layer| heads(from, &table(layer), embed_dim));
         Ok(Self {

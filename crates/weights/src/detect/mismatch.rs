@@ -39,7 +39,7 @@ impl Mismatch {
         for Part { name: tensor, shape: expected, role } in parts {
             match unused.remove(tensor.as_str()) {
                 None if role.is_needed() => mismatch.missing.push(tensor),
-                Some(found) if *found != expected && role != Role::Leftover => {
+                Some(found) if *found != expected && !matches!(role, Role::Flag | Role::Leftover) => {
                     mismatch.misshapen.push(Misshapen { tensor, expected, found: found.clone() });
                 }
                 _ => {}

@@ -95,7 +95,9 @@ impl MoSr {
         to.conv("shortcut.conv11", dim, in_ch, 1);
         match upsampler {
             MoSrUpsampler::PixelShuffle => to.conv("upsampler.0", out_ch * upscale * upscale, dim, 3),
-            MoSrUpsampler::Ensemble => to.conv("upsampler.in_to_k", Self::PICTURES * out_ch * upscale * upscale, dim, 3),
+            MoSrUpsampler::Ensemble => {
+                to.conv("upsampler.in_to_k", Self::PICTURES * out_ch * upscale * upscale, dim, 3)
+            }
             MoSrUpsampler::DySample(dysample) => DySample { in_channels: dim, ..dysample }.add(&mut to, "upsampler"),
         }
         to.parts

@@ -41,7 +41,8 @@ impl OmniSr {
             return Err(from.odd("input.weight", "how 4 heads share the channels"));
         }
         let (num_out_ch, up_scale) = from.shuffle("up.0", num_in_ch)?;
-        let parts = from.length("residual_layer.0.residual_layer")?;
+        let res_num = from.count("residual_layer")?;
+        let parts = from.shared(res_num, |group| format!("residual_layer.{group}.residual_layer"))?;
         let table = "residual_layer.0.residual_layer.0.layer.2.fn.rel_pos_bias.weight";
         let pe = from.has(table);
         let window_size = if pe {
@@ -56,7 +57,7 @@ impl OmniSr {
             num_in_ch,
             num_out_ch,
             num_feat,
-            res_num: from.length("residual_layer")?,
+            res_num,
             block_num: parts.saturating_sub(1), // the last of the blocks is the convolution behind them
             pe,
             window_size,
@@ -132,11 +133,7 @@ impl OmniSr {
             input_channels: self.num_in_ch as u32,
             output_channels: self.num_out_ch as u32,
             size_requirements: SizeRequirements { minimum: 16, ..SizeRequirements::NONE },
-            tags: vec![
-                format!("{}nf", self.num_feat),
-                format!("w{}", self.window_size),
-                format!("{}nr", self.res_num),
-            ],
+            tags: vec![format!("{}nf", self.num_feat), format!("w{}", self.window_size), format!("{}nr", self.res_num)],
             hyperparameters: facts::map(json!({
                 "num_in_ch": self.num_in_ch,
                 "num_out_ch": self.num_out_ch,

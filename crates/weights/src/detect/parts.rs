@@ -22,6 +22,8 @@ pub enum Role {
     Unused,
     /// It follows from the sizes of the network: a file may have it, and its values are not read.
     Buffer,
+    /// It says something by being there: its values are not read, and it may have any shape.
+    Flag,
     /// It depends on how the network was trained and not on what it does: a file may have it, of any shape.
     Leftover,
 }

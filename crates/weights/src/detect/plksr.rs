@@ -56,7 +56,7 @@ impl Plksr {
         let (dim, _) = from.convolution("feats.0")?;
         if !from.has("feats.1.lk.conv.weight") {
             // How far apart the points of a sparse kernel lie is not in the file.
-            return Err(DetectError::NotSupported { architecture: "PLKSR with sparse large kernels" });
+            return Err(DetectError::NotSupported { architecture: "sparse-kernel PLKSR" });
         }
         let (split, _, kernel_size) = from.odd_kernel("feats.1.lk.conv")?;
         if split > dim {

@@ -46,12 +46,14 @@ impl Rcan {
             false => None,
         };
         let (squeezed, _) = from.convolution("body.0.body.0.body.3.conv_du.0")?;
+        // The last of each is the convolution behind them.
+        let n_resgroups = from.count("body")?.saturating_sub(1);
+        let n_resblocks = from.shared(n_resgroups, |group| format!("body.{group}.body"))?.saturating_sub(1);
         Ok(Self {
             n_colors,
             n_feats,
-            // The last of each is the convolution behind them.
-            n_resgroups: from.length("body")?.saturating_sub(1),
-            n_resblocks: from.length("body.0.body")?.saturating_sub(1),
+            n_resgroups,
+            n_resblocks,
             squeezed,
             kernel_size,
             steps: pixel_shuffles(from, "tail.0", n_feats)?,

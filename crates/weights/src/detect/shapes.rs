@@ -72,7 +72,9 @@ impl Reader<'_> {
     /// Returns what [`Self::kernel`] does, of a kernel with a middle.
     pub(super) fn odd_kernel(&self, name: &str) -> Result<(usize, usize, usize), DetectError> {
         match self.kernel(name)? {
-            (_, _, side) if side.is_multiple_of(2) => Err(self.odd(&format!("{name}.weight"), "the middle of the kernel")),
+            (_, _, side) if side.is_multiple_of(2) => {
+                Err(self.odd(&format!("{name}.weight"), "the middle of the kernel"))
+            }
             found => Ok(found),
         }
     }
@@ -106,19 +108,43 @@ impl Reader<'_> {
     /// A list cannot be longer than the file has names: of a longer one the first gap is reported, so that no amount of work
     /// follows from a large number in a name.
     pub(super) fn length(&self, list: &str) -> Result<usize, DetectError> {
-        let index = |name: &str| -> Option<usize> {
-            let (index, _) = name.strip_prefix(list)?.strip_prefix('.')?.split_once('.')?;
-            index.parse().ok()
-        };
-        let prefix = format!("{list}.");
-        let names = self.shapes.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix));
-        let there: BTreeSet<usize> = names.filter_map(|(name, _)| index(name)).collect();
+        let there = self.indices(list);
         let length = there.last().map_or(0, |last| last.saturating_add(1));
-        if length > self.shapes.len() {
-            let gap = (0..length).find(|i| !there.contains(i)).expect("fewer names than parts leave a gap");
-            return Err(self.missing(format!("{list}.{gap}")));
+        if length > self.shapes.len() { Err(self.gap(list, &there)) } else { Ok(length) }
+    }
+
+    /// Returns the length of a list without gaps, so that no number of such lists is longer than the file has names.
+    pub(super) fn count(&self, list: &str) -> Result<usize, DetectError> {
+        let there = self.indices(list);
+        if there.last().is_some_and(|last| *last >= there.len()) {
+            Err(self.gap(list, &there))
+        } else {
+            Ok(there.len())
         }
-        Ok(length)
+    }
+
+    /// Returns the length that the lists called `list(0)` to `list(lists - 1)` share.
+    pub(super) fn shared(&self, lists: usize, list: impl Fn(usize) -> String) -> Result<usize, DetectError> {
+        let first = self.count(&list(0))?;
+        for i in 1..lists {
+            let count = self.count(&list(i))?;
+            if count != first {
+                let (lacks, at) = if count < first { (i, count) } else { (0, first) };
+                return Err(self.missing(format!("{}.{at}", list(lacks))));
+            }
+        }
+        Ok(first)
+    }
+
+    fn indices(&self, list: &str) -> BTreeSet<usize> {
+        let prefix = format!("{list}.");
+        let names = self.shapes.range(prefix.clone()..).map_while(|(name, _)| name.strip_prefix(&prefix));
+        names.filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
+    }
+
+    fn gap(&self, list: &str, there: &BTreeSet<usize>) -> DetectError {
+        let gap = (0..=there.len()).find(|i| !there.contains(i)).expect("so few parts leave one out");
+        self.missing(format!("{list}.{gap}"))
     }
 }
 

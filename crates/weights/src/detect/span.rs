@@ -63,7 +63,7 @@ impl Span {
         to.conv("conv_cat", c, 4 * c, 1);
         to.conv("upsampler.0", self.num_out_ch * self.upscale * self.upscale, c, 3);
         if !self.norm {
-            to.tensor("no_norm", [1], Role::Leftover);
+            to.tensor("no_norm", [1], Role::Flag);
         }
         to.parts
     }

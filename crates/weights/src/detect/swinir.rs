@@ -49,9 +49,9 @@ impl SwinIr {
         let first = "layers.0.residual_group.blocks.0";
         let window_size = from.window(&format!("{first}.attn.relative_position_index"))?;
         let (mlp_hidden, _) = from.linear(&format!("{first}.mlp.fc1"))?;
-        let layers = from.length("layers")?;
+        let layers = from.count("layers")?;
         let blocks = |layer| format!("layers.{layer}.residual_group.blocks");
-        let depths = (0..layers).map(|layer| from.length(&blocks(layer))).collect::<Result<_, _>>()?;
+        let depths = (0..layers).map(|layer| from.count(&blocks(layer))).collect::<Result<_, _>>()?;
         let heads = |layer| heads(from, &format!("{}.0.attn.relative_position_bias_table", blocks(layer)), embed_dim);
         let num_heads = (0..layers).map(heads).collect::<Result<_, _>>()?;
 

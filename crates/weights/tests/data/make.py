@@ -43,6 +43,7 @@ with torch.no_grad():
         parameter.copy_(numbers(*parameter.shape))
 
 save("zip.pth", compact())
+save("name_of_21_characters.pth", compact())  # it becomes part of the names in the archive
 save("legacy.pth", compact(), new_format=False)
 save("params_ema.pth", {"params": {"body.0.weight": numbers(1)}, "params_ema": compact("module.")})
 save("training.pth", {"epoch": 3, "lr": 0.5, "state_dict": {"netG." + k: v for k, v in compact().items()}})

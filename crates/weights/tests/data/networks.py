@@ -50,6 +50,7 @@ NETWORKS = {
         qkv_bias=False, upscale=3, upsampler="pixelshuffledirect", resi_connection="3conv",
     ),
     "realplksr_x3_dysample": RealPLKSR(dim=16, n_blocks=1, upscaling_factor=3, kernel_size=5, dysample=True),
+    "realplksr_x1_dysample": RealPLKSR(dim=16, n_blocks=1, upscaling_factor=1, kernel_size=5, dysample=True, layer_norm=True),
     "plksr_x1_ccm": PLKSR(dim=16, n_blocks=1, upscaling_factor=1, kernel_size=5, ccm_type="CCM", use_ea=False),
     "plksr_x2_iccm": PLKSR(dim=8, n_blocks=1, upscaling_factor=2, kernel_size=3, ccm_type="ICCM", split_ratio=0.5),
     "span_x1": SPAN(num_in_ch=3, num_out_ch=3, feature_channels=4, upscale=1),

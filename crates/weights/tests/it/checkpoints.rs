@@ -38,7 +38,9 @@ fn story(error: &CheckpointError) -> String {
 
 #[test]
 fn every_way_of_wrapping_a_network_gives_the_same_tensors() {
-    for name in ["zip.pth", "legacy.pth", "params_ema.pth", "training.pth", "only_entry.pth"] {
+    for name in
+        ["zip.pth", "name_of_21_characters.pth", "legacy.pth", "params_ema.pth", "training.pth", "only_entry.pth"]
+    {
         let checkpoint = Checkpoint::open(&data(name)).unwrap_or_else(|error| panic!("{name}: {}", story(&error)));
         let names: Vec<&String> = checkpoint.tensors().keys().collect();
         assert_eq!(names, ["body.0.bias", "body.0.weight", "body.1.weight", "body.2.bias", "body.2.weight"], "{name}");

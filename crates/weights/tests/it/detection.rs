@@ -271,8 +271,9 @@ fn what_is_known_but_cannot_be_run_is_named() {
         let shapes = names.iter().map(|name| ((*name).to_owned(), vec![8, 8, 3, 3])).collect();
         assert_eq!(detect_shapes(&shapes).unwrap_err().to_string(), expected);
     };
-    let plksr = ["feats.0.weight", "feats.1.refine.weight", "feats.1.lk.convs.0.weight", "feats.1.channe_mixer.0.weight"];
-    check(&plksr, "this is a PLKSR with sparse large kernels model, which is not supported yet");
+    let plksr =
+        ["feats.0.weight", "feats.1.refine.weight", "feats.1.lk.convs.0.weight", "feats.1.channe_mixer.0.weight"];
+    check(&plksr, "this is a sparse-kernel PLKSR model, which is not supported yet");
     check(
         &["generator.model.1.bn_l.running_mean"],
         "this is a LaMa model, which needs a mask: it must be a single-image model",
@@ -302,4 +303,24 @@ fn absurd_sizes_are_refused() {
             }
         }
     }
+}
+
+/// Lists within lists must not multiply to more work than the file has names.
+#[test]
+fn long_lists_are_refused_by_their_first_gap() {
+    let check = |network: &str, name: &dyn Fn(usize) -> String, lacks: &str| {
+        let (_, mut shapes, _) = networks().into_iter().find(|(name, ..)| name == network).unwrap();
+        shapes.extend((0..20_000).map(|i| (name(i), vec![1])));
+        let expected = format!("lacks tensor `{lacks}`");
+        let error = detect_shapes(&shapes).unwrap_err().to_string();
+        assert!(error.ends_with(&expected), "{network}: {error}");
+    };
+    let far = |list: &'static str, rest: &'static str| move |i| format!("{list}.{i}.{rest}.19999.a");
+    check("swinir_grey_x1", &far("layers", "residual_group.blocks"), "layers.0.residual_group.blocks.2");
+    check("hat_x3", &far("layers", "residual_group.blocks"), "layers.0.residual_group.blocks.1");
+    check("dat_x3_3conv", &far("layers", "blocks"), "layers.0.blocks.1");
+    check("atd_x1", &far("layers", "residual_group.layers"), "layers.0.residual_group.layers.2");
+    check("rcan_x4", &|i| format!("body.0.body.{i}.a"), "body.1.body.2");
+    check("rcan_x4", &|i| format!("body.{i}.body.0.a"), "body.2.body.1");
+    check("omnisr_x2_bare", &|i| format!("residual_layer.{i}.residual_layer.0.a"), "residual_layer.1.residual_layer.1");
 }

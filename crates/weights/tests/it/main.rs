@@ -1,6 +1,7 @@
-//! What the crate promises: every checkpoint is read as PyTorch reads it or refused by a typed error, and every network is
-//! recognised exactly.
+//! What the crate promises: every checkpoint is read as PyTorch reads it or refused by a typed error, every network is
+//! recognised exactly, and what is written is what was read.
 
 mod checkpoints;
+mod conversion;
 mod detection;
 mod goldens;
