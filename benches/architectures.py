@@ -144,6 +144,10 @@ def run(name: str, passes: int, out: Path, threads: int, path: Path) -> None:
     from safetensors.torch import load_file
 
     torch.set_num_threads(threads)
+    # ATD sorts pixels by categories, with many equal ones, and asks for no order among these: which tokens meet would be
+    # another matter of chance in each program.
+    sort = torch.sort
+    torch.sort = lambda x, dim=-1, descending=False, stable=False: sort(x, dim=dim, descending=descending, stable=True)
     network = make(name)
     network.load_state_dict(load_file(path))
     pixels = side(name)

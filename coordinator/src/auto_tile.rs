@@ -24,7 +24,7 @@ struct Row {
 /// windows that they are sorted into, and the wide layer between two linear ones. Some networks convolve what is large
 /// already, others only shuffle pixels to the end. One that is not here is taken for the last.
 const TABLE: [Row; 4] = [
-    Row { architectures: &["Compact", "SPAN", "RealPLKSR"], inside: 12, outside: 0 },
+    Row { architectures: &["Compact", "SPAN", "PLKSR"], inside: 12, outside: 0 },
     Row { architectures: &["ESRGAN", "RCAN", "MoSR"], inside: 12, outside: 4 },
     Row { architectures: &["OmniSR"], inside: 32, outside: 0 },
     Row { architectures: &["SwinIR", "HAT", "DAT", "ATD"], inside: 32, outside: 4 },

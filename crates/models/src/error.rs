@@ -1,5 +1,7 @@
 //! Why a model cannot be loaded or run.
 
+use std::fmt;
+
 use candle_core::DType;
 use weights::checkpoint::CheckpointError;
 use weights::detect::DetectError;
@@ -41,6 +43,16 @@ pub enum ModelError {
         /// The shape of the tile.
         found: Vec<usize>,
     },
+    /// A tensor is not one that this network takes.
+    #[error("`{name}` should have shape {}, but has {found:?}", Sides(.wanted))]
+    Tensor {
+        /// What it is called.
+        name: &'static str,
+        /// The shape that it should have; 0 stands for any length.
+        wanted: Vec<usize>,
+        /// The shape that it has; none where it is missing.
+        found: Vec<usize>,
+    },
     /// The device has too little memory for this tile. A smaller tile may pass.
     #[error("the device ran out of memory")]
     OutOfMemory(#[source] candle_core::Error),
@@ -50,6 +62,16 @@ pub enum ModelError {
     /// The device failed in another way.
     #[error("the computation failed")]
     Device(#[source] candle_core::Error),
+}
+
+/// The sides of a tensor, of which 0 stands for any.
+struct Sides<'a>(&'a [usize]);
+
+impl fmt::Display for Sides<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sides = self.0.iter().map(|side| if *side == 0 { "any".to_owned() } else { side.to_string() });
+        write!(f, "[{}]", sides.collect::<Vec<_>>().join(", "))
+    }
 }
 
 impl From<candle_core::Error> for ModelError {

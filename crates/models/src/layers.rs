@@ -45,10 +45,10 @@ impl Layers<'_> {
         Ok(Conv2d::new(self.backend, &weight, self.bias(name)?.as_ref(), 1, padding)?)
     }
 
-    /// Loads the convolution `name` that takes a step of `stride` pixels, without zeros around.
-    pub(crate) fn strided(&self, name: &str, stride: usize) -> Result<Conv2d> {
+    /// Loads the convolution `name` that takes steps of `stride` pixels, with `padding` zeros around.
+    pub(crate) fn strided(&self, name: &str, stride: usize, padding: usize) -> Result<Conv2d> {
         let weight = self.numbers(&format!("{name}.weight"))?;
-        Ok(Conv2d::new(self.backend, &weight, self.bias(name)?.as_ref(), stride, 0)?)
+        Ok(Conv2d::new(self.backend, &weight, self.bias(name)?.as_ref(), stride, padding)?)
     }
 
     /// Loads the convolution `name` of each channel by itself.
@@ -62,6 +62,12 @@ impl Layers<'_> {
         let weight = self.numbers(&format!("{name}.weight"))?;
         let weight = weight.reshape((weight.dim(0)?, ()))?;
         Ok(Linear::new(self.backend, &weight, self.bias(name)?.as_ref())?)
+    }
+
+    /// Loads the linear layer `name`, of whose outputs the second half gates the first (GEGLU).
+    pub(crate) fn geglu(&self, name: &str) -> Result<Linear> {
+        let weight = self.numbers(&format!("{name}.weight"))?;
+        Ok(Linear::geglu(self.backend, &weight, self.bias(name)?.as_ref())?)
     }
 
     /// Loads the norm `name`.

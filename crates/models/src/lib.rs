@@ -13,6 +13,7 @@
 //!
 //! Start reading at [`upscale`], then any file below it with the paper beside you.
 
+pub mod diffusion;
 pub mod error;
 pub mod fingerprint;
 mod layers;

@@ -12,8 +12,10 @@ pub struct Builtin {
 }
 
 /// Every built-in model. The first is the one used when none is named.
-pub const BUILTIN: &[Builtin] =
-    &[Builtin { name: "tessera-2x", scale: 2, bytes: include_bytes!("../builtin/tessera-2x.safetensors") }];
+pub const BUILTIN: &[Builtin] = &[
+    Builtin { name: "tessera-2x", scale: 2, bytes: include_bytes!("../builtin/tessera-2x.safetensors") },
+    Builtin { name: "tessera-4x", scale: 4, bytes: include_bytes!("../builtin/tessera-4x.safetensors") },
+];
 
 /// Finds the built-in model called `name`.
 pub fn find(name: &str) -> Option<&'static Builtin> {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Cursor};
 use std::path::Path;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -280,9 +281,10 @@ fn contiguous(shape: &[usize]) -> Vec<usize> {
 /// Opening reads names and shapes only. Values are read tensor by tensor, so that a file larger than memory can be used.
 #[derive(Debug)]
 pub struct Checkpoint {
-    source: Source,
+    source: Arc<Source>,
     tensors: BTreeMap<String, TensorInfo>,
     others: Vec<String>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -298,7 +300,7 @@ impl Checkpoint {
 
     fn from_source(mut source: Source) -> Result<Self> {
         let start = source.read_at(0, source.len().min(16))?;
-        let found = if start.starts_with(b"PK\x03\x04") {
+        let mut found = if start.starts_with(b"PK\x03\x04") {
             torch::open_zip(&mut source)?
         } else if start.starts_with(torch::LEGACY_START) {
             torch::open_legacy(&mut source)?
@@ -308,11 +310,12 @@ impl Checkpoint {
             let start = start.escape_ascii().to_string();
             return Err(CheckpointError::UnknownFormat { start });
         };
+        let metadata = std::mem::take(&mut found.metadata);
         let (tensors, others) = unwrap::drop_prefixes(found)?;
         if tensors.is_empty() {
             return Err(CheckpointError::NoTensors);
         }
-        Ok(Self { source, tensors, others })
+        Ok(Self { source: Arc::new(source), tensors, others, metadata })
     }
 
     /// The tensors by name.
@@ -325,10 +328,27 @@ impl Checkpoint {
         &self.others
     }
 
+    /// What the header of a safetensors file says beside its tensors; other formats have none.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
     /// The shapes of all tensors by name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let shape = |(name, info): (&String, &TensorInfo)| (name.clone(), info.shape.clone());
         self.tensors.iter().map(shape).collect()
+    }
+
+    /// The tensors whose names begin with `prefix`, which they lose, as a checkpoint of their own. It reads the same file.
+    pub fn part(&self, prefix: &str) -> Self {
+        let below = |(name, info): (&String, &TensorInfo)| Some((name.strip_prefix(prefix)?.to_owned(), info.clone()));
+        let others = self.others.iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
+        Self {
+            source: Arc::clone(&self.source),
+            tensors: self.tensors.iter().filter_map(below).collect(),
+            others,
+            metadata: self.metadata.clone(),
+        }
     }
 
     /// Reads the values of tensor `name` as f32, in row-major order.

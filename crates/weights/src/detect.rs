@@ -10,6 +10,7 @@
 mod atd;
 mod compact;
 mod dat;
+pub mod diffusion;
 mod dysample;
 mod esrgan;
 mod facts;

@@ -59,6 +59,11 @@ pub fn tensor(name: &str, shape: &[usize]) -> Vec<f32> {
 /// # Panics
 /// If a [`Fill::Given`] does not hold as many values as its shape says.
 pub fn safetensors(entries: &[Entry]) -> Vec<u8> {
+    with_metadata(entries, BTreeMap::new())
+}
+
+/// Returns the file that [`safetensors`] does, with `metadata` in its header.
+pub fn with_metadata(entries: &[Entry], metadata: BTreeMap<String, String>) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> = entries
         .iter()
         .map(|(name, shape, fill)| {
@@ -79,7 +84,8 @@ pub fn safetensors(entries: &[Entry]) -> Vec<u8> {
             (name.as_str(), view)
         })
         .collect();
-    safetensors::serialize(views, None).expect("f32 tensors of known size can be written to memory")
+    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
+    safetensors::serialize(views, metadata).expect("f32 tensors of known size can be written to memory")
 }
 
 /// Returns a `.safetensors` file with a synthetic tensor for each of `tensors`, as [`crate::detect::Layout::tensors`] lists them.

@@ -9,8 +9,9 @@ another order.
 
 ATD sorts pixels by the token of its dictionary that they are most like. Where two tokens are nearly as good, programs may differ,
 and a pixel in another place changes who attends to whom. So of several pictures the one is recorded whose closest decision is the
-clearest, and the script fails unless the better token leads by a hundred times what f32 and f64 differ by. Which of two pixels of
-one category comes first the reference leaves open (`stable=False`); on a CPU its sort keeps the order that they come in.
+clearest, and the script fails unless the better token leads by a hundred times what f32 and f64 differ by. Which of two
+pixels of one category comes first the reference leaves open (`stable=False`), and what PyTorch answers depends on its version and
+the processor. Here they keep the order that they come in, which is one of the answers allowed.
 """
 
 from __future__ import annotations
@@ -117,6 +118,16 @@ def picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
         layers.append(0.5 + 0.25 * np.sin(fy * y + fx * x + phase) + 0.15 * (x + y > (height + width) / 2))
     values = np.stack(layers, 2) + dice.normal(0, 0.04, (height, width, channels))
     return np.clip(values * 255, 0, 255).astype(np.uint8)
+
+
+def stable_sort(x: torch.Tensor, dim: int, stable: bool) -> Any:
+    """Sorts as `torch.sort` does, but equal values never change places."""
+    del stable
+    return SORT(x, dim=dim, stable=True)
+
+
+SORT = torch.sort
+torch.sort = stable_sort
 
 
 class Decisions:

@@ -45,7 +45,7 @@ struct Set {
     folder: PathBuf,
     /// The tensors that cases call `inputs:NAME`, of the detailers form.
     inputs: Tensors,
-    /// `models.json`, of the same.
+    /// `models.json`, of all but the pixels form.
     models: Value,
 }
 
@@ -94,6 +94,8 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Case>> {
     let mut set = Set { folder: folder.to_owned(), ..Set::default() };
     if form == Form::Detailers {
         set.inputs = Tensors::read(folder.join("inputs.safetensors"))?;
+    }
+    if form != Form::Pixels {
         set.models = serde_json::from_slice(&std::fs::read(folder.join("models.json"))?)?;
     }
     let set = Arc::new(set);
@@ -106,6 +108,11 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Case>> {
 }
 
 impl Case {
+    /// The folder that holds its set, and the files that it names.
+    pub fn folder(&self) -> &Path {
+        &self.set.folder
+    }
+
     /// Something that `cases.json` says of it, or null.
     pub fn get(&self, key: &str) -> &Value {
         &self.body[key]
@@ -185,13 +192,15 @@ impl Case {
         }
     }
 
-    /// What is expected besides tensors, by name as in [`Self::outputs`].
+    /// What is expected besides tensors, by name as in [`Self::outputs`]; the rows of a list by their numbers.
     pub fn expected(&self) -> Vec<(String, &Value)> {
         if self.form == Form::Detailers {
             return self.leaves().into_iter().filter(|(_, value)| tensor_name(value).is_none()).collect();
         }
-        let expect = self.body["expect"].as_object().into_iter().flatten();
-        expect.map(|(name, value)| (name.clone(), value)).collect()
+        match &self.body["expect"] {
+            Value::Array(rows) => rows.iter().enumerate().map(|(i, row)| (i.to_string(), row)).collect(),
+            expect => expect.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value)).collect(),
+        }
     }
 
     /// The outputs of the detailers form taken apart into tensors and whatever holds none, each with its path.

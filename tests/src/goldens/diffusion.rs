@@ -1,6 +1,31 @@
 //! The operations of the `diffusion` form: samplers, noise, text encoders, VAEs.
 
+mod models;
+mod networks;
+mod noise;
+mod schedules;
+mod text;
+
 use super::pixels::Op;
 
 /// Every operation that can be replayed.
-pub const OPS: &[(&str, Op)] = &[];
+pub const OPS: &[(&str, Op)] = &[
+    ("randn", noise::randn),
+    ("rand", noise::rand),
+    ("randn_sequence", noise::randn_sequence),
+    ("seed_sequence", noise::seed_sequence),
+    ("prepare_noise", noise::prepare_noise),
+    ("brownian_noise", noise::brownian_noise),
+    ("model_sampling", schedules::model_sampling),
+    ("ksampler_sigmas", schedules::ksampler_sigmas),
+    ("impact_sigmas", schedules::impact_sigmas),
+    ("optimal_steps_sigmas", schedules::optimal_steps_sigmas),
+    ("ltxv_sigmas", schedules::ltxv_sigmas),
+    ("tokenize", text::tokenize),
+    ("clip_encode", text::clip_encode),
+    ("clip_encode_sdxl", text::clip_encode_sdxl),
+    ("size_embedding", text::size_embedding),
+    ("unet_forward", networks::unet_forward),
+    ("vae_encode", networks::vae_encode),
+    ("vae_decode", networks::vae_decode),
+];

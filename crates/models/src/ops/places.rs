@@ -29,6 +29,9 @@ impl Rows {
     }
 
     /// `length` of these, from the row `first` of the result on.
+    ///
+    /// # Panics
+    /// If there are not so many.
     pub fn part(&self, first: usize, length: usize) -> Self {
         Self { rows: self.rows[first..first + length].to_vec() }
     }
@@ -86,19 +89,69 @@ pub fn transpose(backend: &Backend, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Makes rows of a map's pixels: from [1, c, h, w] to [h*w, c].
-pub fn to_rows(backend: &Backend, map: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = map.dims4()?;
-    if b != 1 {
-        bail!("one map is wanted, not {:?}", map.shape());
+/// Makes tokens of the pixels of maps: from [b, c, h, w] to [b, h*w, c].
+pub fn to_tokens(backend: &Backend, maps: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = maps.dims4()?;
+    transpose_each(backend, maps, (b, c, h * w))
+}
+
+/// Makes maps of tokens: from [b, h*w, c] to [b, c, h, w].
+pub fn to_maps(backend: &Backend, tokens: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+    let (b, n, c) = tokens.dims3()?;
+    if n != h * w {
+        bail!("{:?} has not as many tokens as {h} x {w} pixels", tokens.shape());
     }
-    transpose(backend, &map.reshape((c, h * w))?)
+    transpose_each(backend, tokens, (b, n, c))?.reshape((b, c, h, w))
+}
+
+/// Transposes each of b matrices: from [b, n, m] to [b, m, n].
+fn transpose_each(backend: &Backend, x: &Tensor, (b, n, m): (usize, usize, usize)) -> Result<Tensor> {
+    match backend {
+        Backend::Candle(..) => x.reshape((b, n, m))?.transpose(1, 2)?.contiguous(),
+        Backend::Kernels(_) => with_numbers(x, |x| {
+            let mut out = vec![0.0; b * n * m];
+            let size = (n * m).max(1);
+            for (x, out) in x.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
+                rearrange::transpose(x, n, m, out);
+            }
+            Tensor::from_vec(out, (b, m, n), &Device::Cpu)
+        }),
+    }
+}
+
+/// Makes rows of one map's pixels: from [1, c, h, w] to [h*w, c].
+pub fn to_rows(backend: &Backend, map: &Tensor) -> Result<Tensor> {
+    to_tokens(backend, map)?.squeeze(0)
 }
 
 /// Makes a map of rows: from [h*w, c] to [1, c, h, w].
 pub fn to_map(backend: &Backend, rows: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    let (_, c) = rows.dims2()?;
-    transpose(backend, rows)?.reshape((1, c, h, w))
+    to_maps(backend, &rows.unsqueeze(0)?, h, w)
+}
+
+/// Resizes x, [b, c, h, w], to [b, c, to.0, to.1]: each pixel is the one whose area it lies in.
+pub fn resize_nearest(backend: &Backend, x: &Tensor, to: (usize, usize)) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    if x.elem_count() == 0 || to.0 * to.1 == 0 {
+        bail!("{:?} cannot become {to:?}", x.shape());
+    }
+    if to.0 % h == 0 && to.1 % w == 0 && to.0 / h == to.1 / w {
+        return super::upsample_nearest(backend, x, to.0 / h);
+    }
+    let sources = |from: usize, to: usize| -> Vec<usize> {
+        let scale = from as f32 / to as f32;
+        (0..to).map(|i| ((i as f32 * scale) as usize).min(from - 1)).collect()
+    };
+    let (rows, columns) = (sources(h, to.0), sources(w, to.1));
+    on_cpu(x, &[b, c, to.0, to.1], |x, out| {
+        for (x, out) in x.chunks_exact(h * w).zip(out.chunks_exact_mut(to.0 * to.1)) {
+            for (row, out) in rows.iter().zip(out.chunks_exact_mut(to.1)) {
+                for (column, out) in columns.iter().zip(out) {
+                    *out = x[row * w + column];
+                }
+            }
+        }
+    })
 }
 
 /// Computes on the numbers of a tensor on a CPU. They are brought there from another device, and the result back.

@@ -1,9 +1,9 @@
 //! ATD (Zhang et al. 2024): attention in windows, to the tokens of a dictionary, and among pixels that are like the same token.
 //!
 //! Each pixel belongs to the token that it attends to most; pixels are sorted by it, and each run of so many attends to itself.
-//! Pixels of one token stay in the order of the picture, and of equally good tokens the first counts. The reference leaves the
-//! former open, and does the same on a CPU. Where two tokens are nearly as good, the last digits of a sum decide: then results
-//! depend on who computes more than those of other networks do.
+//! Of equally good tokens the first counts, and pixels of one token keep the order of the picture; the reference leaves the latter
+//! open (its sort is not a stable one). Where two tokens are nearly as good, the last digits of a sum decide, so that kernels of
+//! different processors differ by more here than in other networks.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::sigmoid;
@@ -81,12 +81,10 @@ impl Net for Atd {
     }
 
     fn values_per_pixel(&self) -> usize {
-        let detect::Atd { embed_dim: c, num_tokens, mlp_hidden, .. } = self.layout;
-        let attention = 8 * c + num_tokens;
-        let refinement = 4 * c + 3 * num_tokens;
-        let feed_forward = 4 * c + num_tokens + 3 * mlp_hidden;
-        let head = 2 * c + Head::values_per_pixel(&self.layout.upsampler, c);
-        attention.max(refinement).max(feed_forward).max(head)
+        let detect::Atd { embed_dim: c, num_tokens, .. } = self.layout;
+        // Queries, keys, values and what the attentions give stand beside each other, and copies of the likeness.
+        let body = 15 * c + 3 * num_tokens;
+        body.max(7 * c + Head::values_per_pixel(&self.layout.upsampler, c))
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {
@@ -358,5 +356,50 @@ impl Refinement {
         drop(by_token);
         let seen = ops::product(backend, &weights, x)?; // [m, c]
         Ok((td.broadcast_mul(&self.stays)? + seen.broadcast_mul(&self.stays.affine(-1.0, 1.0)?)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(rows: &[[f32; 2]]) -> Tensor {
+        Tensor::from_iter(rows.iter().flatten().copied(), &Device::Cpu).unwrap().reshape((rows.len(), 2)).unwrap()
+    }
+
+    /// Gathers `0, 1, 2, ...` by rows.
+    fn gathered(rows: &Rows) -> Vec<u32> {
+        let places = Tensor::arange(0f32, rows.len() as f32, &Device::Cpu).unwrap().reshape(((), 1)).unwrap();
+        let backend = Backend::Candle(Device::Cpu, DType::F32);
+        let found = ops::gather_rows(&backend, &places, rows).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        found.into_iter().map(|place| place as u32).collect()
+    }
+
+    #[test]
+    fn pixels_of_one_token_keep_their_order_and_the_last_run_is_filled_up() {
+        let like = [[0.2, 0.8], [0.5, 0.5], [0.3, 0.7], [0.9, 0.1], [0.4, 0.6]];
+        let categories = Categories::new(&numbers(&like), 3).unwrap();
+        assert_eq!(categories.count, 2);
+        assert_eq!(gathered(&categories.runs), [1, 3, 0, 2, 4, 4]);
+        assert_eq!(gathered(&categories.back), [2, 0, 3, 1, 4]);
+    }
+
+    #[test]
+    fn few_pixels_are_one_run() {
+        let categories = Categories::new(&numbers(&[[0.1, 0.9], [0.9, 0.1]]), 128).unwrap();
+        assert_eq!((categories.count, gathered(&categories.runs)), (1, vec![1, 0]));
+    }
+
+    #[test]
+    fn edges_are_mirrored_with_their_first_line_twice() {
+        let check = |length: usize, size: usize, expected: &[f32]| {
+            let x = Tensor::arange(0f32, length as f32, &Device::Cpu).unwrap();
+            let row = mirror(&x.reshape((1, 1, 1, length)).unwrap(), size).unwrap();
+            assert_eq!(row.dims(), [1, 1, size, expected.len()]);
+            assert_eq!(row.flatten_all().unwrap().to_vec1::<f32>().unwrap()[..expected.len()], *expected);
+        };
+        check(4, 4, &[0., 1., 2., 3.]);
+        check(6, 4, &[0., 1., 2., 3., 4., 5., 5., 4.]);
+        check(3, 8, &[0., 1., 2., 2., 1., 0., 0., 1.]);
     }
 }

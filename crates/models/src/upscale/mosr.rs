@@ -71,7 +71,7 @@ impl Net for MoSr {
             Upsampler::Ensemble(_) => dim + 10 * out_ch * upscale * upscale,
             Upsampler::DySample(dysample) => dysample.values_per_pixel(dim),
         };
-        (2 * dim + 5 * hidden).max(end)
+        (2 * dim + 7 * hidden).max(end)
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {

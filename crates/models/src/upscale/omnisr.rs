@@ -353,7 +353,7 @@ impl SpatialAttention {
         let conv = |part: &str| layers.conv(&format!("{name}.{part}"));
         Ok(Self {
             conv1: conv("conv1")?,
-            conv2: layers.strided(&format!("{name}.conv2"), 2)?,
+            conv2: layers.strided(&format!("{name}.conv2"), 2, 0)?,
             conv3: conv("conv3")?,
             conv4: conv("conv4")?,
             conv_f: conv("conv_f")?,

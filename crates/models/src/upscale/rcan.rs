@@ -61,7 +61,8 @@ impl Net for Rcan {
     fn values_per_pixel(&self) -> usize {
         let grown: usize = self.layout.steps.iter().map(|r| r * r).product();
         let factor = self.layout.unshuffle.unwrap_or(1);
-        self.layout.n_feats * (3 * grown).max(6) / (factor * factor)
+        // The tail's features before and after the last shuffle, or those of a block; and the picture.
+        self.layout.n_feats * (5 * grown / 2).max(12) / (factor * factor) + 24
     }
 
     fn forward(&self, x: &Tensor, progress: &mut Progress<'_>) -> Result<Tensor> {

@@ -8,9 +8,13 @@ use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
 mod chained;
+mod diffusion;
 mod goldens;
 mod ops;
 mod refusals;
+mod samplers;
+mod schedules;
+mod text;
 mod threads;
 
 const COMPACT: Layout = Layout::Compact(Compact { num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_conv: 2, upscale: 2 });

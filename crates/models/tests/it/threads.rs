@@ -8,7 +8,7 @@ use models::upscale::Upscaler;
 use models::watch::Unwatched;
 use weights::digest::sha256;
 
-use crate::{COMPACT, ESRGAN, goldens::layered, load, tile};
+use crate::{COMPACT, ESRGAN, goldens::layered, load, text, tile};
 
 const MARK: &str = "digests of this process:";
 
@@ -16,15 +16,17 @@ const MARK: &str = "digests of this process:";
 #[test]
 fn the_same_work_gives_the_same_bytes() {
     let digests = || {
+        let of_values =
+            |values: &[f32]| sha256(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>());
         let digest = |upscaler: &Upscaler, (h, w)| {
             let y = upscaler.run(&tile(h, w), &Unwatched).unwrap();
-            let values = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            sha256(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+            of_values(&y.flatten_all().unwrap().to_vec1::<f32>().unwrap())
         };
         let chained = [COMPACT, ESRGAN].map(|layout| digest(&load(layout), (70, 211)));
         let layered = layered().into_iter().map(|(_, upscaler)| digest(&upscaler, (37, 59)));
-        let upscaled: Vec<_> = chained.into_iter().chain(layered).collect();
-        format!("{} {}", upscaled.join(" "), fingerprint::level(&Device::Cpu, DType::F32).unwrap())
+        let texts = text::conditioning().map(|values| of_values(&values));
+        let all: Vec<_> = chained.into_iter().chain(layered).chain(texts).collect();
+        format!("{} {}", all.join(" "), fingerprint::level(&Device::Cpu, DType::F32).unwrap())
     };
     let first = digests();
     assert_eq!(first, digests());

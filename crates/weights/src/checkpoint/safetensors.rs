@@ -24,6 +24,7 @@ pub(super) fn open(source: &mut Source) -> Result<Found> {
     let metadata: Metadata = serde_json::from_slice(&source.read_at(8, length)?).map_err(CheckpointError::Header)?;
 
     let mut found = Found::default();
+    found.metadata.extend(metadata.metadata().clone().unwrap_or_default());
     for (name, info) in metadata.tensors() {
         let dtype = dtype(info.dtype).ok_or_else(|| CheckpointError::UnsupportedDtype {
             tensor: name.clone(),

@@ -6,7 +6,8 @@ use super::pickle::{Heap, Ref, Value};
 use super::{CheckpointError, Result, TensorInfo};
 
 /// The keys under which training code keeps the weights; the first one present wins, so averaged weights come before plain ones.
-const WRAPPERS: [&str; 7] = ["model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net"];
+const WRAPPERS: [&str; 8] =
+    ["model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net", "string_to_param"];
 
 /// If this key exists, the prefix `module.` is dropped wherever it stands, even if some keys lack it.
 const PARALLEL_SWINIR: &str = "module.layers.0.residual_group.blocks.0.norm1.weight";
@@ -17,6 +18,8 @@ pub(super) struct Found {
     pub(super) tensors: Vec<(String, TensorInfo)>,
     /// The names of entries that are no tensors.
     pub(super) others: Vec<String>,
+    /// What a header says beside the tensors.
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// Finds the dictionary of weights inside the object that a PyTorch file holds.

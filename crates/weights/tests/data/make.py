@@ -48,6 +48,7 @@ save("legacy.pth", compact(), new_format=False)
 save("params_ema.pth", {"params": {"body.0.weight": numbers(1)}, "params_ema": compact("module.")})
 save("training.pth", {"epoch": 3, "lr": 0.5, "state_dict": {"netG." + k: v for k, v in compact().items()}})
 save("only_entry.pth", {"weights": compact()})
+save("inversion.pt", {"string_to_token": {"*": 265}, "string_to_param": {"*": numbers(2, 64)}, "name": "x", "step": 9})
 save("module.pth", module.state_dict())  # an ordered dictionary with attributes
 save("parameters.pth", dict(module.named_parameters()))
 save("types.pth", {

@@ -51,6 +51,13 @@ fn every_way_of_wrapping_a_network_gives_the_same_tensors() {
 }
 
 #[test]
+fn the_vectors_of_a_textual_inversion_are_found() {
+    let checkpoint = Checkpoint::open(&data("inversion.pt")).unwrap();
+    assert_eq!(checkpoint.tensors().keys().collect::<Vec<_>>(), ["*"]);
+    assert_eq!(checkpoint.read_f32("*").unwrap().len(), 2 * 64);
+}
+
+#[test]
 fn modules_and_parameters_are_read_too() {
     for name in ["module.pth", "parameters.pth"] {
         let checkpoint = Checkpoint::open(&data(name)).unwrap();

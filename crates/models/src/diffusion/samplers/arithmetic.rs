@@ -1,0 +1,97 @@
+//! What samplers do with latents and noise levels.
+
+/// Adds up latents, each times its factor.
+///
+/// # Panics
+/// If they differ in size.
+pub(super) fn mix(terms: &[(f64, &[f32])]) -> Vec<f32> {
+    let count = terms.first().map_or(0, |(_, latent)| latent.len());
+    assert!(terms.iter().all(|(_, latent)| latent.len() == count), "latents of one batch have one size");
+    let mut sums = vec![0.0f64; count];
+    for (factor, latent) in terms {
+        sums.iter_mut().zip(*latent).for_each(|(sum, &value)| *sum += factor * f64::from(value));
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
+
+/// d: the slope of the latent over the noise level, where the clean one is predicted.
+pub(super) fn slope(x: &[f32], denoised: &[f32], sigma: f64) -> Vec<f32> {
+    mix(&[(1.0 / sigma, x), (-1.0 / sigma, denoised)])
+}
+
+/// Takes a step to noise level `to` and parts it: down to the first level without noise, and noise of the second (η = 1).
+///
+/// In float32 and in this order: where `to` is far below `from`, the difference cancels to a wrong level or to 0.
+pub(super) fn ancestral(from: f32, to: f32) -> (f32, f32) {
+    let up = to.min((to * to * (from * from - to * to) / (from * from)).sqrt());
+    ((to * to - up * up).sqrt(), up)
+}
+
+/// λ of a noise level.
+pub(super) fn lambda(sigma: f64) -> f64 {
+    -libm::log(sigma)
+}
+
+/// `e^x − 1`, exact near 0.
+pub(super) fn expm1(x: f64) -> f64 {
+    libm::expm1(x)
+}
+
+/// `e^x`.
+pub(super) fn exp(x: f64) -> f64 {
+    libm::exp(x)
+}
+
+/// Solves `a x = b` for a small square `a`, by elimination with the largest pivots.
+pub(super) fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
+    let n = b.len();
+    for column in 0..n {
+        let largest = |&i: &usize, &j: &usize| a[i][column].abs().total_cmp(&a[j][column].abs());
+        let pivot = (column..n).max_by(largest).expect("rows are left");
+        a.swap(column, pivot);
+        b.swap(column, pivot);
+        for row in column + 1..n {
+            let factor = a[row][column] / a[column][column];
+            for k in column..n {
+                a[row][k] -= factor * a[column][k];
+            }
+            b[row] -= factor * b[column];
+        }
+    }
+    for row in (0..n).rev() {
+        let known: f64 = (row + 1..n).map(|k| a[row][k] * b[k]).sum();
+        b[row] = (b[row] - known) / a[row][row];
+    }
+    b
+}
+
+/// The polynomial through 1 at `nodes[j]` and 0 at the others, at t (Lagrange).
+pub(super) fn lagrange(nodes: &[f64], j: usize, t: f64) -> f64 {
+    let others = nodes.iter().enumerate().filter(|(k, _)| *k != j);
+    others.map(|(_, node)| (t - node) / (nodes[j] - node)).product()
+}
+
+/// Whether no number is infinite or none at all.
+pub(super) fn all_finite(numbers: &[f32]) -> bool {
+    numbers.iter().all(|number| number.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_with_a_zero_on_its_diagonal_is_solved() {
+        let a = vec![vec![0.0, 2.0, 1.0], vec![1.0, 0.0, 0.0], vec![3.0, 1.0, -1.0]];
+        let x = solve(a, vec![7.0, 1.0, 2.0]); // x = (1, 2, 3)
+        x.iter().zip([1.0, 2.0, 3.0]).for_each(|(got, want)| assert!((got - want).abs() < 1e-12, "{x:?}"));
+    }
+
+    #[test]
+    fn an_ancestral_step_keeps_the_variance() {
+        let (down, up) = ancestral(10.0, 4.0);
+        assert!((down.hypot(up) - 4.0).abs() < 1e-6);
+        assert_eq!(ancestral(10.0, 0.0), (0.0, 0.0));
+        assert_eq!(ancestral(14.6, 1e-4).0, 0.0, "the reference's rounding leaves nothing");
+    }
+}
