@@ -246,7 +246,7 @@ pub fn sample(
         preview,
         noise: match sampler.noise {
             NoiseSource::Sequence => {
-                Noise::Sequence(Generator::new(settings.seed.wrapping_add(NOISE_SEED_OFFSET)), x.len())
+                Noise::Sequence(Box::new(Generator::new(settings.seed.wrapping_add(NOISE_SEED_OFFSET))), x.len())
             }
             NoiseSource::Brownian => {
                 let lowest = sigmas.iter().rev().find(|&&sigma| sigma > 0.0).copied().unwrap_or(sigmas[0]);
@@ -268,7 +268,7 @@ pub fn sample(
 /// The noise inside of a run.
 enum Noise {
     /// A generator, and how many numbers a draw has.
-    Sequence(Generator, usize),
+    Sequence(Box<Generator>, usize),
     Brownian(BrownianTree),
 }
 

@@ -49,7 +49,7 @@ pub struct Unet {
 
 #[derive(Debug)]
 enum Down {
-    Res(ResBlock, Option<Transformer>),
+    Res(Box<(ResBlock, Option<Transformer>)>),
     Halve(Conv2d),
 }
 
@@ -81,7 +81,7 @@ impl Unet {
                 InputBlock::Down { .. } => Down::Halve(layers.strided(&format!("{name}.0.op"), 2, 1)?),
                 InputBlock::Res { outputs, depth, .. } => {
                     let transformer = transformer(format!("{name}.1"), outputs, depth)?;
-                    Down::Res(ResBlock::load(layers, &format!("{name}.0"))?, transformer)
+                    Down::Res(Box::new((ResBlock::load(layers, &format!("{name}.0"))?, transformer)))
                 }
             })
         };
@@ -133,7 +133,8 @@ impl Unet {
         for block in &self.input_blocks {
             h = match block {
                 Down::Halve(conv) => conv.forward(&h, plain())?,
-                Down::Res(res, transformer) => {
+                Down::Res(block) => {
+                    let (res, transformer) = &**block;
                     let h = res.forward(backend, &h, &emb)?;
                     attend(backend, transformer.as_ref(), h, &context)?
                 }

@@ -135,7 +135,7 @@ pub fn resize_nearest(backend: &Backend, x: &Tensor, to: (usize, usize)) -> Resu
     if x.elem_count() == 0 || to.0 * to.1 == 0 {
         bail!("{:?} cannot become {to:?}", x.shape());
     }
-    if to.0 % h == 0 && to.1 % w == 0 && to.0 / h == to.1 / w {
+    if to.0.is_multiple_of(h) && to.1.is_multiple_of(w) && to.0 / h == to.1 / w {
         return super::upsample_nearest(backend, x, to.0 / h);
     }
     let sources = |from: usize, to: usize| -> Vec<usize> {

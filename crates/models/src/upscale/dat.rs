@@ -158,12 +158,13 @@ impl Block {
     fn load(layout: &detect::Dat, layers: &Layers<'_>, l: usize, b: usize, heads: usize) -> Result<Self> {
         let block = format!("layers.{l}.blocks.{b}");
         let (attn, ffn) = (format!("{block}.attn"), format!("{block}.ffn"));
-        let attention = if b % 2 == 0 {
+        let attention = if b.is_multiple_of(2) {
             let [rows, columns] = layout.split_size;
             let branch = |i: usize, size| Branch::load(layers, &format!("{attn}.attns.{i}"), size, heads / 2);
             Attention::Spatial {
                 branches: [branch(0, (rows, columns))?, branch(1, (columns, rows))?],
-                is_shifted: (l % 2 == 0 && b > 0 && (b - 2) % 4 == 0) || (l % 2 == 1 && b % 4 == 0),
+                // Every other one: from the third block on in even layers, from the first on in odd ones.
+                is_shifted: b % 4 == 2 * usize::from(l.is_multiple_of(2)),
             }
         } else {
             Attention::Channel { temperature: values(layers.checkpoint, &format!("{attn}.temperature"))? }

@@ -58,7 +58,7 @@ pub(super) enum BodyConv {
     /// One 3 x 3 convolution.
     Conv1(Conv2d),
     /// 3 x 3 to a quarter of the channels, 1 x 1, and 3 x 3 back.
-    Conv3([Conv2d; 3]),
+    Conv3(Box<[Conv2d; 3]>),
 }
 
 impl BodyConv {
@@ -68,7 +68,7 @@ impl BodyConv {
             Resi::Conv1 => Self::Conv1(layers.conv(name)?),
             Resi::Conv3 => {
                 let part = |i: usize| layers.conv(&format!("{name}.{i}"));
-                Self::Conv3([part(0)?, part(2)?, part(4)?])
+                Self::Conv3(Box::new([part(0)?, part(2)?, part(4)?]))
             }
         })
     }
@@ -79,7 +79,8 @@ impl BodyConv {
         Ok(match self {
             Self::Identity => (x + input)?,
             Self::Conv1(conv) => conv.forward(x, plus(input))?,
-            Self::Conv3([first, middle, last]) => {
+            Self::Conv3(convs) => {
+                let [first, middle, last] = &**convs;
                 last.forward(&middle.forward(&first.forward(x, lrelu())?, lrelu())?, plus(input))?
             }
         })

@@ -35,7 +35,7 @@ enum Upsampler {
     PixelShuffle(Conv2d),
     /// To several pictures, whose mean counts.
     Ensemble(Conv2d),
-    DySample(DySample),
+    DySample(Box<DySample>),
 }
 
 impl MoSr {
@@ -51,7 +51,9 @@ impl MoSr {
             upsampler: match &layout.upsampler {
                 MoSrUpsampler::PixelShuffle => Upsampler::PixelShuffle(layers.conv("upsampler.0")?),
                 MoSrUpsampler::Ensemble => Upsampler::Ensemble(layers.conv("upsampler.in_to_k")?),
-                MoSrUpsampler::DySample(sizes) => Upsampler::DySample(DySample::load(sizes, layers, "upsampler")?),
+                MoSrUpsampler::DySample(sizes) => {
+                    Upsampler::DySample(Box::new(DySample::load(sizes, layers, "upsampler")?))
+                }
             },
             backend: layers.backend.clone(),
             layout: *layout,

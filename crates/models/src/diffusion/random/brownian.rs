@@ -137,7 +137,7 @@ mod tests {
     fn increments_add_up_and_do_not_depend_on_what_was_asked_before() {
         let mut tree = BrownianTree::new(7, 0.03, 14.6, 20);
         let levels = [0.03, 0.031, 0.7, 0.700_001, 6.0, 14.6];
-        let mut sum = vec![0.0; 20];
+        let mut sum = [0.0; 20];
         for pair in levels.windows(2) {
             let part = tree.increment(pair[0], pair[1]);
             assert_eq!(part, BrownianTree::new(7, 0.03, 14.6, 20).increment(pair[0], pair[1]));

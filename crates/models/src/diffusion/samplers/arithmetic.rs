@@ -50,12 +50,14 @@ pub(super) fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
         let pivot = (column..n).max_by(largest).expect("rows are left");
         a.swap(column, pivot);
         b.swap(column, pivot);
-        for row in column + 1..n {
-            let factor = a[row][column] / a[column][column];
-            for k in column..n {
-                a[row][k] -= factor * a[column][k];
+        let (above, below) = a.split_at_mut(column + 1);
+        let pivot = &above[column];
+        for (row, i) in below.iter_mut().zip(column + 1..) {
+            let factor = row[column] / pivot[column];
+            for (number, of_pivot) in row[column..].iter_mut().zip(&pivot[column..]) {
+                *number -= factor * of_pivot;
             }
-            b[row] -= factor * b[column];
+            b[i] -= factor * b[column];
         }
     }
     for row in (0..n).rev() {

@@ -170,8 +170,9 @@ fn sde_terms<'a>(
 
 /// The SDE form with the predictions of two steps before.
 pub(super) fn dpmpp_3m_sde(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
-    // The last step's prediction and length, and those of the one before.
-    let (mut first, mut second): (Option<(Vec<f32>, f64)>, Option<(Vec<f32>, f64)>) = (None, None);
+    type Before = Option<(Vec<f32>, f64)>; // a step's prediction and length
+    // The last step's, and those of the one before.
+    let (mut first, mut second): (Before, Before) = (None, None);
     for i in 0..run.steps() {
         let (sigma, next) = run.pair(i);
         let denoised = run.predict(i, &x)?;
