@@ -40,9 +40,9 @@ PHOTOGRAPHS = (
     "rocket.jpg",
     "text.png",
 )
-SHEET = {"astronaut": (180, 60), "chelsea": (130, 80), "coffee": (250, 120), "page": (80, 40), "motorcycle_left": (300, 180)}
+SHEET = {"astronaut": (180, 60), "chelsea": (130, 80), "coffee": (250, 120), "page": (80, 8), "motorcycle_left": (300, 180)}
 """The photographs of the contact sheet, and where each is cut, from its left and top, in its own pixels."""
-CUT = 192
+CUT = 176
 """The sides of these cuts, in pixels."""
 
 
