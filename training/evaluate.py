@@ -78,7 +78,8 @@ def by_program(scale: int, program: Path, pictures: list[Image.Image]) -> list[I
         for index, picture in enumerate(pictures):
             picture.save(small / f"{index}.png")
         large = Path(folder) / "large"
-        subprocess.run([program, "upscale", small, "-o", f"{large}/", "--scale", str(scale)], check=True)
+        command = [program, "upscale", small, "-o", f"{large}/", "--scale", str(scale)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return [Image.open(large / f"{index}.png").convert("RGB") for index in range(len(pictures))]
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEATURES = 32
-MIDDLE = 16
-SCALES = (2, 4)
+LAYOUTS = {2: (24, 8), 4: (32, 16)}
+"""The features and the middle convolutions of the model of each scale."""
+SCALES = tuple(LAYOUTS)
 
 HALF_STEP = 0.5 / 255
 """Half a step of eight bits, which exported weights add to every sample.
@@ -34,8 +34,9 @@ def path(scale: int) -> Path:
 class Compact(nn.Module):
     """Convolutions at the input's resolution, then one pixel shuffle added to the input enlarged by repetition."""
 
-    def __init__(self, scale: int, features: int = FEATURES, middle: int = MIDDLE) -> None:
+    def __init__(self, scale: int) -> None:
         super().__init__()
+        features, middle = LAYOUTS[scale]
         self.scale = scale
         layers: list[nn.Module] = [nn.Conv2d(3, features, 3, padding=1), nn.PReLU(features)]
         for _ in range(middle):
@@ -60,7 +61,7 @@ def export(scale: int, weights: dict[str, Tensor], target: Path) -> None:
     """Writes `weights` as half-precision safetensors, with [`HALF_STEP`] added, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    last = f"body.{2 * MIDDLE + 2}.bias"
+    last = f"body.{2 * LAYOUTS[scale][1] + 2}.bias"
     raised = {key: value + HALF_STEP if key == last else value for key, value in weights.items()}
     metadata = {
         "name": name(scale),

@@ -1,7 +1,8 @@
 """Trains a built-in model on the generated pool, on a CPU, resuming from the last checkpoint.
 
 The schedule runs over a budget of the processor's minutes, not of steps, so that a slow machine ends with a finished
-model too; the time spent is part of the checkpoint. Step `n` draws its batch from `(seed, n)` only, so a resumed run repeats none.
+model too; the time spent is part of the checkpoint. Step `n` draws its batch from `(seed, n)` only, so that a resumed
+run repeats none.
 The low-resolution input is made inside the loop by one of several anti-aliased kernels, as Pillow shrinks a picture.
 """
 
@@ -83,7 +84,7 @@ def shrink(patches: Tensor, kernels: Tensor, scale: int) -> Tensor:
 
 
 def batch(pool: NDArray[np.uint8], scale: int, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Draws the inputs [size, 3, PATCH, PATCH] and targets [size, 3, scale * PATCH, scale * PATCH] of a step, in 0..1."""
+    """Draws inputs [size, 3, PATCH, PATCH] and targets [size, 3, scale * PATCH, scale * PATCH] of a step, in 0..1."""
     rng = np.random.default_rng((seed, step))
     kernels = taps(scale)
     # Low-resolution pixel 0 is centred among the first `scale` pixels, of which the widest kernel reads around so many.
@@ -115,10 +116,10 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, default=HERE / "runs" / "pool.npy")
     parser.add_argument("--checkpoint", type=Path, help="(default: runs/tessera-SCALEx.pt)")
     parser.add_argument("--output", type=Path, help="(default: the file that the program is built with)")
-    parser.add_argument("--minutes", type=float, default=90, help="processor time over all runs (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=45, help="processor time over all runs (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     options = parser.parse_args()
