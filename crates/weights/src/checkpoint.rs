@@ -278,8 +278,9 @@ fn contiguous(shape: &[usize]) -> Vec<usize> {
 
 /// An open weights file.
 ///
-/// Opening reads names and shapes only. Values are read tensor by tensor, so that a file larger than memory can be used.
-#[derive(Debug)]
+/// Opening reads names and shapes only. Values are read tensor by tensor, so that a file larger than memory can be used. A clone
+/// reads the same file.
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     source: Arc<Source>,
     tensors: BTreeMap<String, TensorInfo>,

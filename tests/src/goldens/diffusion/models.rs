@@ -1,8 +1,17 @@
 //! The checkpoints of `models.json`: all tensors are computed from their names.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use models::{
+    diffusion::model::{File, LoadError, Model, ModelFiles},
+    ops::Backend,
+    processor::{CpuLevel, Precision},
+    upscale::Cpu,
+};
 use serde::Deserialize;
 use weights::{
     checkpoint::Checkpoint,
@@ -11,8 +20,19 @@ use weights::{
 
 use crate::goldens::{Failure, cases::Case};
 
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        anyhow!(error).into()
+    }
+}
+
+/// The exact numbers of the best kernels of this CPU.
+pub fn backend() -> Backend {
+    Backend::Kernels(Cpu { level: CpuLevel::detect(), precision: Precision::Exact })
+}
+
 #[derive(Deserialize)]
-struct Model {
+struct Listed {
     metadata: BTreeMap<String, String>,
     /// By what the values of some tensors are multiplied.
     extra_scale: BTreeMap<String, f32>,
@@ -21,7 +41,7 @@ struct Model {
 
 /// The checkpoint that a case calls its model.
 pub fn checkpoint(case: &Case) -> Result<Checkpoint, Failure> {
-    let model: Model = serde_json::from_value(case.model("model")?.clone()).context("models.json")?;
+    let model: Listed = serde_json::from_value(case.model("model")?.clone()).context("models.json")?;
     let entry = |(name, shape): (String, Vec<usize>)| {
         let fill = match model.extra_scale.get(&name) {
             None => Fill::Synthetic,
@@ -31,4 +51,18 @@ pub fn checkpoint(case: &Case) -> Result<Checkpoint, Failure> {
     };
     let entries: Vec<_> = model.tensors.into_iter().map(entry).collect();
     Ok(Checkpoint::from_bytes(synthetic::with_metadata(&entries, model.metadata)).context("the model of the case")?)
+}
+
+/// The model of a case, which is loaded once.
+pub fn model(case: &Case) -> Result<Model, Failure> {
+    static LOADED: LazyLock<Mutex<HashMap<String, Model>>> = LazyLock::new(Mutex::default);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = case.get("model").as_str().unwrap_or_default();
+    let key = format!("{} {name}", case.folder().display());
+    if let Some(model) = loaded.get(&key) {
+        return Ok(model.clone());
+    }
+    let model = Model::load(&ModelFiles::single(File::new(name, checkpoint(case)?)), &backend())?;
+    loaded.insert(key, model.clone());
+    Ok(model)
 }

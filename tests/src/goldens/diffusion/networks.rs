@@ -2,27 +2,16 @@
 
 use candle_core::{Device, Tensor as DeviceTensor};
 use models::{
-    diffusion::{
-        unet::{Inputs, Unet},
-        vae::Vae,
-    },
+    diffusion::{unet::Inputs, vae::Vae},
     error::ModelError,
-    ops::Backend,
-    processor::{CpuLevel, Precision},
-    upscale::Cpu,
     watch::Unwatched,
 };
 
-use super::models::checkpoint;
+use super::models::{checkpoint, model};
 use crate::goldens::{
     Answer, Failure, Got,
     cases::{Case, Tensor, Tensors},
 };
-
-/// The exact numbers of the best kernels of this CPU.
-fn backend() -> Backend {
-    Backend::Kernels(Cpu { level: CpuLevel::detect(), precision: Precision::Exact })
-}
 
 fn to_device(tensor: &Tensor) -> Result<DeviceTensor, Failure> {
     let numbers = DeviceTensor::from_vec(tensor.data.clone(), tensor.shape.as_slice(), &Device::Cpu);
@@ -40,7 +29,7 @@ fn permuted(tensor: &DeviceTensor, order: [usize; 4]) -> Result<DeviceTensor, Fa
 }
 
 pub fn unet_forward(case: &Case, tensors: &Tensors) -> Answer {
-    let unet = Unet::load(&checkpoint(case)?.part("model.diffusion_model."), &backend())?;
+    let unet = model(case)?.unet;
     let input = |name: &str| to_device(case.input(tensors, name)?);
     let (x, context) = (input("x")?, input("context")?);
     let y = case.has_input("y").then(|| input("y")).transpose()?;
@@ -59,7 +48,7 @@ pub fn unet_forward(case: &Case, tensors: &Tensors) -> Answer {
 }
 
 pub fn vae_encode(case: &Case, tensors: &Tensors) -> Answer {
-    let vae = Vae::load(&checkpoint(case)?.part("first_stage_model."), &backend())?;
+    let vae = Vae::load(&checkpoint(case)?.part("first_stage_model."), &super::models::backend())?;
     let pictures = permuted(&to_device(case.input(tensors, "pixels")?)?, [0, 3, 1, 2])?;
     let pictures = vae.crop(&pictures)?;
     let moments = vae.encode_moments(&pictures, &Unwatched)?;
@@ -68,7 +57,7 @@ pub fn vae_encode(case: &Case, tensors: &Tensors) -> Answer {
 }
 
 pub fn vae_decode(case: &Case, tensors: &Tensors) -> Answer {
-    let vae = Vae::load(&checkpoint(case)?.part("first_stage_model."), &backend())?;
+    let vae = Vae::load(&checkpoint(case)?.part("first_stage_model."), &super::models::backend())?;
     let pictures = vae.decode(&to_device(case.input(tensors, "latent")?)?, &Unwatched)?;
     Ok(Got::default().tensor("pixels", from_device(&permuted(&pictures, [0, 2, 3, 1])?)?))
 }

@@ -1,11 +1,8 @@
 //! From prompts to conditioning: tokens, text encoders, and what SDXL is told of sizes.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use candle_core::{Device, Tensor as DeviceTensor};
 use models::{
     diffusion::text::{
@@ -16,13 +13,10 @@ use models::{
         tokens::{Token, Weighted, tokenize as tokens_of},
     },
     error::ModelError,
-    ops::Backend,
-    processor::{CpuLevel, Precision},
-    upscale::Cpu,
 };
 use serde_json::{Value, json};
 
-use super::models::checkpoint;
+use super::models::model;
 use crate::goldens::{
     Answer, Failure, Got,
     cases::{Case, Tensor, Tensors},
@@ -69,18 +63,9 @@ fn row(token: &Weighted) -> Value {
     json!([what, weight, token.word])
 }
 
-/// The text encoders of a case's model, which are made once: they have a vector for each of 49408 tokens.
+/// The text encoders of a case's model.
 fn encoder(case: &Case) -> Result<Arc<TextEncoder>, Failure> {
-    static LOADED: LazyLock<Mutex<HashMap<String, Arc<TextEncoder>>>> = LazyLock::new(Mutex::default);
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = format!("{} {}", case.folder().display(), case.get("model"));
-    if let Some(encoder) = loaded.get(&key) {
-        return Ok(encoder.clone());
-    }
-    let backend = Backend::Kernels(Cpu { level: CpuLevel::detect(), precision: Precision::Exact });
-    let encoder = Arc::new(TextEncoder::load(&[&checkpoint(case)?], &backend)?);
-    loaded.insert(key, encoder.clone());
-    Ok(encoder)
+    Ok(model(case)?.text.context("the model has no text encoder")?)
 }
 
 fn tensor(x: &DeviceTensor) -> Result<Tensor, Failure> {
