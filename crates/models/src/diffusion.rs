@@ -2,11 +2,13 @@
 //!
 //! - [`model`] puts the parts together, from whatever files they come.
 //! - [`unet`] says what is noise in a latent, [`vae`] makes latents of pictures and pictures of latents.
+//! - [`unet`] says what is noise in a latent, and [`controlnet`] where a picture wants it; [`vae`] makes latents of pictures and pictures of latents.
 //! - [`text`] makes of a prompt what a network is conditioned with.
 //! - [`samplers`] go from noise to a latent, down the noise levels that [`schedule`] chooses, with the noise of [`random`].
 //!
 //! This module knows no job: tensors in, tensors out. Start reading at [`unet::Unet::forward`].
 
+pub mod controlnet;
 pub mod model;
 pub mod random;
 pub mod samplers;

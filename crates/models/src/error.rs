@@ -53,6 +53,19 @@ pub enum ModelError {
         /// The shape that it has; none where it is missing.
         found: Vec<usize>,
     },
+    /// Latents or a picture cannot be cut in such tiles.
+    #[error(
+        "tiles of {width} x {height} with an overlap of {overlap} cannot be blended: the overlap must be less than half of \
+         either side, and in pixels all of them multiples of 16"
+    )]
+    Tiles {
+        /// The width of a tile.
+        width: usize,
+        /// The height of a tile.
+        height: usize,
+        /// The overlap.
+        overlap: usize,
+    },
     /// The device has too little memory for this tile. A smaller tile may pass.
     #[error("the device ran out of memory")]
     OutOfMemory(#[source] candle_core::Error),

@@ -111,3 +111,12 @@ pub(crate) fn values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
         Err(ModelError::NotFinite { tensor: name.to_owned() })
     }
 }
+
+/// Refuses a tensor that is empty or has another shape than `wanted`, in which 0 stands for any length.
+pub(crate) fn check_shape(name: &'static str, x: &Tensor, wanted: &[usize]) -> Result<()> {
+    let fits = |(found, wanted): (&usize, &usize)| *wanted == 0 || found == wanted;
+    match x.rank() == wanted.len() && x.elem_count() > 0 && x.dims().iter().zip(wanted).all(fits) {
+        true => Ok(()),
+        false => Err(ModelError::Tensor { name, wanted: wanted.to_vec(), found: x.dims().to_vec() }),
+    }
+}

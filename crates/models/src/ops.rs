@@ -20,8 +20,8 @@ use kernels::{
 use crate::upscale::Cpu;
 pub use matrix::{Columns, WindowAttention, mean, product, product_of_rows, softmax, unit_rows};
 pub use places::{
-    NO_ROW, Rows, gather_rows, max_pool, resize_bilinear, resize_nearest, sample, to_map, to_maps, to_rows, to_tokens,
-    transpose,
+    NO_ROW, Rows, gather_rows, max_pool, resize_bilinear, resize_nearest, resize_nearest_exact, sample, to_map,
+    to_maps, to_rows, to_tokens, transpose,
 };
 
 /// Who computes.

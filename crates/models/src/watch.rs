@@ -26,6 +26,21 @@ impl Watch for Unwatched {
     }
 }
 
+/// A part of a computation, as whoever follows the whole hears of it.
+pub(crate) struct Share<'a> {
+    pub(crate) watch: &'a dyn Watch,
+    /// The fraction of the whole that is behind us when the part begins.
+    pub(crate) from: f64,
+    /// The fraction of the whole that the part is.
+    pub(crate) part: f64,
+}
+
+impl Watch for Share<'_> {
+    fn goes_on(&self, done: f64) -> bool {
+        self.watch.goes_on((self.from + done * self.part).min(1.0))
+    }
+}
+
 /// The work of one run, counted in multiplications per pixel of the input.
 pub(crate) struct Progress<'a> {
     watch: &'a dyn Watch,

@@ -26,6 +26,11 @@ pub const OPS: &[(&str, Op)] = &[
     ("clip_encode_sdxl", text::clip_encode_sdxl),
     ("size_embedding", text::size_embedding),
     ("unet_forward", networks::unet_forward),
+    ("controlnet_forward", networks::controlnet_forward),
     ("vae_encode", networks::vae_encode),
+    ("vae_encode_tiled_node", networks::vae_encode_tiled_node),
+    ("vae_encode_for_inpaint", networks::vae_encode_for_inpaint),
     ("vae_decode", networks::vae_decode),
+    ("vae_decode_tiled", networks::vae_decode_tiled),
+    ("vae_decode_tiled_node", networks::vae_decode_tiled_node),
 ];

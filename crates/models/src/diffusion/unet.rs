@@ -6,9 +6,10 @@ use weights::{
     detect::diffusion::{self as layout, InputBlock, OutputBlock},
 };
 
+use super::controlnet::Residuals;
 use crate::{
     error::{ModelError, Result},
-    layers::{Layers, plain, plus, then},
+    layers::{Layers, check_shape, plain, plus, then},
     ops::{self, Backend, Conv2d, Function, Linear, Mask, Norm},
     watch::{Progress, Watch},
 };
@@ -35,16 +36,30 @@ pub struct Inputs<'a> {
 /// The whole network. The parts go by the names of the checkpoint.
 #[derive(Debug)]
 pub struct Unet {
+    trunk: Trunk,
+    output_blocks: Vec<Up>,
+    out_norm: Norm,
+    out_conv: Conv2d,
+}
+
+/// The way down and the middle, of which a control net has a copy.
+#[derive(Debug)]
+pub(super) struct Trunk {
     layout: layout::Unet,
-    backend: Backend,
+    pub(super) backend: Backend,
     time_embed: [Linear; 2],
     label_emb: Option<[Linear; 2]>,
     first: Conv2d,
     input_blocks: Vec<Down>,
     middle_block: Option<(ResBlock, Option<Transformer>, ResBlock)>,
-    output_blocks: Vec<Up>,
-    out_norm: Norm,
-    out_conv: Conv2d,
+}
+
+/// Inputs that fit a network, where it computes.
+pub(super) struct Checked {
+    x: Tensor,
+    context: Tensor,
+    /// The embedding of timesteps and y as every block takes it, [b, embedding], behind SiLU.
+    emb: Tensor,
 }
 
 #[derive(Debug)]
@@ -68,90 +83,48 @@ impl Unet {
     pub fn load(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self> {
         let layout = layout::Unet::infer(&checkpoint.shapes(), checkpoint.metadata())?;
         let layers = &Layers { checkpoint, backend };
-        let pair = |name: &str| -> Result<_> {
-            Ok([layers.linear(&format!("{name}.0"))?, layers.linear(&format!("{name}.2"))?])
-        };
-        let transformer = |name: String, channels: usize, depth: usize| match depth {
-            0 => Ok(None),
-            depth => Transformer::load(&layout, layers, &name, channels, depth).map(Some),
-        };
-        let down = |(block, number): (&InputBlock, usize)| -> Result<_> {
-            let name = format!("input_blocks.{number}");
-            Ok(match *block {
-                InputBlock::Down { .. } => Down::Halve(layers.strided(&format!("{name}.0.op"), 2, 1)?),
-                InputBlock::Res { outputs, depth, .. } => {
-                    let transformer = transformer(format!("{name}.1"), outputs, depth)?;
-                    Down::Res(Box::new((ResBlock::load(layers, &format!("{name}.0"))?, transformer)))
-                }
-            })
-        };
         let up = |(number, block): (usize, &OutputBlock)| -> Result<_> {
             let name = format!("output_blocks.{number}");
             let conv = format!("{name}.{}.conv", 1 + usize::from(block.depth > 0));
             Ok(Up {
                 res: ResBlock::load(layers, &format!("{name}.0"))?,
-                transformer: transformer(format!("{name}.1"), block.outputs, block.depth)?,
+                transformer: Transformer::load(&layout, layers, &format!("{name}.1"), block.outputs, block.depth)?,
                 conv: block.is_up.then(|| layers.conv(&conv)).transpose()?,
             })
         };
-        let middle = |depth: usize| -> Result<_> {
-            let transformer = transformer("middle_block.1".to_owned(), layout.deepest(), depth)?;
-            let last = format!("middle_block.{}", 1 + usize::from(depth > 0));
-            Ok((ResBlock::load(layers, "middle_block.0")?, transformer, ResBlock::load(layers, &last)?))
-        };
         Ok(Self {
-            time_embed: pair("time_embed")?,
-            label_emb: layout.adm_in_channels.is_some().then(|| pair("label_emb.0")).transpose()?,
-            first: layers.conv("input_blocks.0.0")?,
-            input_blocks: layout.input.iter().zip(1..).map(down).collect::<Result<_>>()?,
-            middle_block: layout.middle.map(middle).transpose()?,
             output_blocks: layout.output.iter().enumerate().map(up).collect::<Result<_>>()?,
             out_norm: layers.norm("out.0", EPS)?,
             out_conv: layers.conv("out.2")?,
-            backend: backend.clone(),
-            layout,
+            trunk: Trunk::load(layout, layers)?,
         })
     }
 
     /// The network's sizes.
     pub fn layout(&self) -> &layout::Unet {
-        &self.layout
+        &self.trunk.layout
     }
 
     /// Says what of latents is noise, or what else the network was trained for: [b, out_channels, h, w], f32.
     ///
+    /// `control` is what a control net, or several together, say of the same inputs.
+    ///
     /// # Errors
     /// If the inputs do not fit the network or each other, `watch` says to stop, or the device fails.
-    pub fn forward(&self, inputs: Inputs<'_>, watch: &dyn Watch) -> Result<Tensor> {
-        let backend = &self.backend;
-        let (x, context, y) = self.check(inputs)?;
-        let mut progress = Progress::begin(watch, (self.input_blocks.len() + self.output_blocks.len() + 2) as f64)?;
-        let emb = self.embed(inputs.timesteps, y.as_ref())?; // [b, embedding], behind SiLU
-
-        let mut h = self.first.forward(&x, plain())?;
-        let mut skips = vec![h.clone()];
-        for block in &self.input_blocks {
-            h = match block {
-                Down::Halve(conv) => conv.forward(&h, plain())?,
-                Down::Res(block) => {
-                    let (res, transformer) = &**block;
-                    let h = res.forward(backend, &h, &emb)?;
-                    attend(backend, transformer.as_ref(), h, &context)?
-                }
-            };
-            skips.push(h.clone());
-            progress.advance(1.0)?;
+    pub fn forward(&self, inputs: Inputs<'_>, control: Option<&Residuals>, watch: &dyn Watch) -> Result<Tensor> {
+        let Self { trunk, output_blocks, .. } = self;
+        let backend = &trunk.backend;
+        let inputs = trunk.check(inputs)?;
+        let Checked { context, emb, .. } = &inputs;
+        let mut progress = Progress::begin(watch, (trunk.blocks() + output_blocks.len() + 1) as f64)?;
+        let (mut skips, mut h) = trunk.forward(&inputs, None, &mut progress)?;
+        if let Some(control) = control {
+            h = control.add_to(&mut skips, &h)?;
         }
-        if let Some((first, transformer, last)) = &self.middle_block {
-            h = first.forward(backend, &h, &emb)?;
-            h = attend(backend, transformer.as_ref(), h, &context)?;
-            h = last.forward(backend, &h, &emb)?;
-        }
-        progress.advance(1.0)?;
-        for Up { res, transformer, conv } in &self.output_blocks {
+        for Up { res, transformer, conv } in output_blocks {
             let skip = skips.pop().expect("as many blocks up as down");
-            h = res.forward(backend, &Tensor::cat(&[&h, &skip], 1)?, &emb)?;
-            h = attend(backend, transformer.as_ref(), h, &context)?;
+            h = res.forward(backend, &Tensor::cat(&[&h, &skip], 1)?, emb)?;
+            h = attend(backend, transformer.as_ref(), h, context)?;
             if let Some(conv) = conv {
                 // To the size of what comes next: halving an odd side rounded it up.
                 let (_, _, rows, columns) = skips.last().unwrap_or(&skip).dims4()?;
@@ -164,22 +137,101 @@ impl Unet {
         Ok(y.to_dtype(candle_core::DType::F32)?)
     }
 
+    /// What the network makes of timesteps, [b, embedding].
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn embed_time(&self, timesteps: &[f32]) -> Result<Tensor> {
+        self.trunk.embed_time(timesteps)
+    }
+
+    /// What the network makes of y, [b, adm_in_channels]: [b, embedding], if it takes that.
+    ///
+    /// # Errors
+    /// If y has another shape, or the device fails.
+    pub fn embed_label(&self, y: &Tensor) -> Result<Option<Tensor>> {
+        self.trunk.embed_label(y)
+    }
+}
+
+impl Trunk {
+    /// Loads the way down and the middle of a network of these sizes.
+    pub(super) fn load(layout: layout::Unet, layers: &Layers<'_>) -> Result<Self> {
+        let pair = |name: &str| -> Result<_> {
+            Ok([layers.linear(&format!("{name}.0"))?, layers.linear(&format!("{name}.2"))?])
+        };
+        let transformer =
+            |name: &str, channels: usize, depth: usize| Transformer::load(&layout, layers, name, channels, depth);
+        let down = |(block, number): (&InputBlock, usize)| -> Result<_> {
+            let name = format!("input_blocks.{number}");
+            Ok(match *block {
+                InputBlock::Down { .. } => Down::Halve(layers.strided(&format!("{name}.0.op"), 2, 1)?),
+                InputBlock::Res { outputs, depth, .. } => {
+                    let transformer = transformer(&format!("{name}.1"), outputs, depth)?;
+                    Down::Res(Box::new((ResBlock::load(layers, &format!("{name}.0"))?, transformer)))
+                }
+            })
+        };
+        let middle = |depth: usize| -> Result<_> {
+            let transformer = transformer("middle_block.1", layout.deepest(), depth)?;
+            let last = format!("middle_block.{}", 1 + usize::from(depth > 0));
+            Ok((ResBlock::load(layers, "middle_block.0")?, transformer, ResBlock::load(layers, &last)?))
+        };
+        Ok(Self {
+            time_embed: pair("time_embed")?,
+            label_emb: layout.adm_in_channels.is_some().then(|| pair("label_emb.0")).transpose()?,
+            first: layers.conv("input_blocks.0.0")?,
+            input_blocks: layout.input.iter().zip(1..).map(down).collect::<Result<_>>()?,
+            middle_block: layout.middle.map(middle).transpose()?,
+            backend: layers.backend.clone(),
+            layout,
+        })
+    }
+
+    /// How many parts [`Self::forward`] tells the progress of.
+    pub(super) fn blocks(&self) -> usize {
+        self.input_blocks.len() + 1
+    }
+
+    /// Goes down: gives what the first convolution and each block gave, [b, c, h', w'], and what the middle made of it.
+    /// `guide` is added to what the first convolution gives.
+    pub(super) fn forward(
+        &self,
+        Checked { x, context, emb }: &Checked,
+        guide: Option<&Tensor>,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Vec<Tensor>, Tensor)> {
+        let backend = &self.backend;
+        let mut h = self.first.forward(x, guide.map_or_else(Default::default, plus))?;
+        let mut skips = vec![h.clone()];
+        for block in &self.input_blocks {
+            h = match block {
+                Down::Halve(conv) => conv.forward(&h, plain())?,
+                Down::Res(block) => {
+                    let (res, transformer) = &**block;
+                    let h = res.forward(backend, &h, emb)?;
+                    attend(backend, transformer.as_ref(), h, context)?
+                }
+            };
+            skips.push(h.clone());
+            progress.advance(1.0)?;
+        }
+        if let Some((first, transformer, last)) = &self.middle_block {
+            h = first.forward(backend, &h, emb)?;
+            h = attend(backend, transformer.as_ref(), h, context)?;
+            h = last.forward(backend, &h, emb)?;
+        }
+        progress.advance(1.0)?;
+        Ok((skips, h))
+    }
+
     /// Brings the inputs to where the network is, if they fit.
-    fn check(&self, Inputs { x, timesteps, context, y }: Inputs<'_>) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+    pub(super) fn check(&self, Inputs { x, timesteps, context, y }: Inputs<'_>) -> Result<Checked> {
         let layout = &self.layout;
         let b = timesteps.len();
-        let fits = |x: &Tensor, wanted: &[usize]| {
-            let dims = x.dims().iter().zip(wanted);
-            x.rank() == wanted.len()
-                && dims.clone().all(|(found, wanted)| *wanted == 0 || found == wanted)
-                && x.elem_count() > 0
-        };
-        let check = |name, x: &Tensor, wanted: &[usize]| match fits(x, wanted) {
-            true => Ok(self.backend.take(x)?.contiguous()?),
-            false => {
-                let (wanted, found) = (wanted.to_vec(), x.dims().to_vec());
-                Err(ModelError::Tensor { name, wanted, found })
-            }
+        let check = |name, x: &Tensor, wanted: &[usize]| -> Result<_> {
+            check_shape(name, x, wanted)?;
+            Ok(self.backend.take(x)?.contiguous()?)
         };
         let y = match (y, layout.adm_in_channels) {
             (_, None) => None,
@@ -188,8 +240,11 @@ impl Unet {
                 return Err(ModelError::Tensor { name: "y", wanted: vec![b, channels], found: Vec::new() });
             }
         };
-        // 0 stands for any length.
-        Ok((check("x", x, &[b, layout.in_channels, 0, 0])?, check("context", context, &[b, 0, layout.context_dim])?, y))
+        Ok(Checked {
+            x: check("x", x, &[b, layout.in_channels, 0, 0])?,
+            context: check("context", context, &[b, 0, layout.context_dim])?,
+            emb: self.embed(timesteps, y.as_ref())?,
+        })
     }
 
     /// The embedding of timesteps and of y, as every block takes it.
@@ -201,20 +256,12 @@ impl Unet {
         Ok(ops::function(&self.backend, Function::Silu, &emb)?)
     }
 
-    /// What the network makes of timesteps, [b, embedding].
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn embed_time(&self, timesteps: &[f32]) -> Result<Tensor> {
+    fn embed_time(&self, timesteps: &[f32]) -> Result<Tensor> {
         let features = self.backend.take(&sinusoid(timesteps, self.layout.model_channels)?)?;
         two_layers(&self.time_embed, &features)
     }
 
-    /// What the network makes of y, [b, adm_in_channels]: [b, embedding], if it takes that.
-    ///
-    /// # Errors
-    /// If y has another shape, or the device fails.
-    pub fn embed_label(&self, y: &Tensor) -> Result<Option<Tensor>> {
+    fn embed_label(&self, y: &Tensor) -> Result<Option<Tensor>> {
         self.label_emb.as_ref().map(|layers| two_layers(layers, &self.backend.take(y)?)).transpose()
     }
 }
@@ -296,16 +343,26 @@ struct Transformer {
 }
 
 impl Transformer {
-    fn load(layout: &layout::Unet, layers: &Layers<'_>, name: &str, channels: usize, depth: usize) -> Result<Self> {
+    /// Loads the transformer of `depth` blocks; 0 for none.
+    fn load(
+        layout: &layout::Unet,
+        layers: &Layers<'_>,
+        name: &str,
+        channels: usize,
+        depth: usize,
+    ) -> Result<Option<Self>> {
+        if depth == 0 {
+            return Ok(None);
+        }
         let heads = layout.heads.of(channels).expect("the layout was checked");
         let block = |i: usize| Block::load(layers, &format!("{name}.transformer_blocks.{i}"), heads);
-        Ok(Self {
+        Ok(Some(Self {
             norm: layers.norm(&format!("{name}.norm"), TRANSFORMER_EPS)?,
             // Linear layers, also where a checkpoint calls them convolutions of 1 x 1.
             proj_in: layers.linear(&format!("{name}.proj_in"))?,
             blocks: (0..depth).map(block).collect::<Result<_>>()?,
             proj_out: layers.linear(&format!("{name}.proj_out"))?,
-        })
+        }))
     }
 
     /// Keeps the shape of x, [b, c, h, w].

@@ -1,14 +1,20 @@
 //! The autoencoder of Stable Diffusion (Rombach et al. 2022): pictures to latents and back.
 
+mod inpaint;
+mod tiled;
+
 use candle_core::{DType, Tensor};
 use weights::{checkpoint::Checkpoint, detect::diffusion as layout};
 
 use crate::{
     error::{ModelError, Result},
-    layers::{Layers, plain, plus},
+    layers::{Layers, check_shape, plain, plus},
     ops::{self, Backend, Conv2d, Linear, Mask, Norm},
     watch::{Progress, Watch},
 };
+
+pub use inpaint::{Grey, Inpaint};
+pub use tiled::Tiling;
 
 /// Groups of channels that are normalized together.
 const GROUPS: usize = 32;
@@ -117,15 +123,25 @@ impl Vae {
     /// # Errors
     /// If the pictures have other channels or sides, `watch` says to stop, or the device fails.
     pub fn encode_moments(&self, pictures: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
-        let (backend, scale) = (&self.backend, self.layout.scale());
-        let wanted = self.layout.in_channels;
-        match *pictures.dims() {
-            [b, c, h, w] if b * h * w > 0 && c == wanted && h % scale == 0 && w % scale == 0 => {}
-            ref found => {
-                let (name, found) = ("pictures", found.to_vec());
-                return Err(ModelError::Tensor { name, wanted: vec![0, wanted, 0, 0], found });
+        self.check_pictures(pictures)?;
+        self.moments_of_any(pictures, watch)
+    }
+
+    /// Refuses pictures whose channels or sides are not the network's.
+    fn check_pictures(&self, pictures: &Tensor) -> Result<()> {
+        let (wanted, scale) = ([0, self.layout.in_channels, 0, 0], self.layout.scale());
+        check_shape("pictures", pictures, &wanted)?;
+        match pictures.dims()[2..].iter().all(|side| side.is_multiple_of(scale)) {
+            true => Ok(()),
+            false => {
+                Err(ModelError::Tensor { name: "pictures", wanted: wanted.to_vec(), found: pictures.dims().to_vec() })
             }
         }
+    }
+
+    /// What [`Self::encode_moments`] does, of pictures of any sides: what is left over after a division by two is dropped.
+    fn moments_of_any(&self, pictures: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
+        let backend = &self.backend;
         let encoder = &self.encoder;
         let mut progress = Progress::begin(watch, (encoder.down.len() + 1) as f64)?;
         let x = backend.take(&((pictures * 2.0)? - 1.0)?)?;
@@ -150,7 +166,13 @@ impl Vae {
     /// # Errors
     /// As [`Self::encode_moments`].
     pub fn encode(&self, pictures: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
-        Ok(self.encode_moments(pictures, watch)?.narrow(1, 0, self.layout.embed_dim)?.contiguous()?)
+        self.check_pictures(pictures)?;
+        self.encode_any(pictures, watch)
+    }
+
+    /// What [`Self::encode`] does, of pictures of any sides.
+    fn encode_any(&self, pictures: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
+        Ok(self.moments_of_any(pictures, watch)?.narrow(1, 0, self.layout.embed_dim)?.contiguous()?)
     }
 
     /// Decodes latents, [b, embed_dim, h, w], not scaled, to pictures, [b, c, h*scale, w*scale], f32, of values around -1 to 1.
@@ -159,14 +181,7 @@ impl Vae {
     /// If the latents have other channels, `watch` says to stop, or the device fails.
     pub fn decode_raw(&self, latents: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
         let backend = &self.backend;
-        let wanted = self.layout.embed_dim;
-        match *latents.dims() {
-            [b, c, h, w] if b * h * w > 0 && c == wanted => {}
-            ref found => {
-                let (name, found) = ("latents", found.to_vec());
-                return Err(ModelError::Tensor { name, wanted: vec![0, wanted, 0, 0], found });
-            }
-        }
+        check_shape("latents", latents, &[0, self.layout.embed_dim, 0, 0])?;
         let decoder = &self.decoder;
         let mut progress = Progress::begin(watch, (decoder.up.len() + 2) as f64)?;
         let h = self.post_quant_conv.forward(&backend.take(latents)?, plain())?;
@@ -191,8 +206,13 @@ impl Vae {
     /// # Errors
     /// As [`Self::decode_raw`].
     pub fn decode(&self, latents: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
-        Ok(((self.decode_raw(latents, watch)? + 1.0)? / 2.0)?.clamp(0f32, 1f32)?)
+        to_unit(self.decode_raw(latents, watch)?)
     }
+}
+
+/// From values around -1 to 1 to values from 0 to 1.
+fn to_unit(pictures: Tensor) -> Result<Tensor> {
+    Ok(((pictures + 1.0)? / 2.0)?.clamp(0f32, 1f32)?)
 }
 
 /// Two convolutions.

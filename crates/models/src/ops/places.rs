@@ -129,18 +129,30 @@ pub fn to_map(backend: &Backend, rows: &Tensor, h: usize, w: usize) -> Result<Te
     to_maps(backend, &rows.unsqueeze(0)?, h, w)
 }
 
-/// Resizes x, [b, c, h, w], to [b, c, to.0, to.1]: each pixel is the one whose area it lies in.
+/// Resizes x, [b, c, h, w], to [b, c, to.0, to.1]: each pixel is the one in whose area its top left corner lies.
 pub fn resize_nearest(backend: &Backend, x: &Tensor, to: (usize, usize)) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if x.elem_count() > 0 && to.0 * to.1 > 0 && to.0.is_multiple_of(h) && to.1.is_multiple_of(w) && to.0 / h == to.1 / w
+    {
+        return super::upsample_nearest(backend, x, to.0 / h);
+    }
+    resize_by_place(x, to, 0.0)
+}
+
+/// Resizes x, [b, c, h, w], to [b, c, to.0, to.1]: each pixel is the one in whose area its middle lies (`nearest-exact`).
+pub fn resize_nearest_exact(x: &Tensor, to: (usize, usize)) -> Result<Tensor> {
+    resize_by_place(x, to, 0.5)
+}
+
+/// Resizes x so that each pixel is the one in whose area the place `offset` behind its top left corner lies.
+fn resize_by_place(x: &Tensor, to: (usize, usize), offset: f32) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     if x.elem_count() == 0 || to.0 * to.1 == 0 {
         bail!("{:?} cannot become {to:?}", x.shape());
     }
-    if to.0.is_multiple_of(h) && to.1.is_multiple_of(w) && to.0 / h == to.1 / w {
-        return super::upsample_nearest(backend, x, to.0 / h);
-    }
     let sources = |from: usize, to: usize| -> Vec<usize> {
         let scale = from as f32 / to as f32;
-        (0..to).map(|i| ((i as f32 * scale) as usize).min(from - 1)).collect()
+        (0..to).map(|i| (((i as f32 + offset) * scale) as usize).min(from - 1)).collect()
     };
     let (rows, columns) = (sources(h, to.0), sources(w, to.1));
     on_cpu(x, &[b, c, to.0, to.1], |x, out| {

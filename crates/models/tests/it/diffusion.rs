@@ -14,7 +14,7 @@ use serde_json::Value;
 use weights::{checkpoint::Checkpoint, synthetic};
 
 /// The tensors below `prefix` of a model in `models.json`, without those that `without` chooses.
-fn checkpoint(model: &str, prefix: &str, without: impl Fn(&str) -> bool) -> Checkpoint {
+pub fn checkpoint(model: &str, prefix: &str, without: impl Fn(&str) -> bool) -> Checkpoint {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/diffusion/models.json");
     let models: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let tensors: Vec<(String, Vec<usize>)> = models["models"][model]["tensors"]
@@ -27,16 +27,16 @@ fn checkpoint(model: &str, prefix: &str, without: impl Fn(&str) -> bool) -> Chec
     Checkpoint::from_bytes(synthetic::network(&tensors)).unwrap().part(prefix)
 }
 
-fn backends() -> [Backend; 2] {
+pub fn backends() -> [Backend; 2] {
     [Backend::Kernels(crate::cpu()), Backend::Candle(Device::Cpu, DType::F32)]
 }
 
-fn tensor(name: &str, shape: &[usize]) -> Tensor {
+pub fn tensor(name: &str, shape: &[usize]) -> Tensor {
     let values = synthetic::tensor("x.bias", &[shape.iter().product()]).into_iter().map(|x| x * 50.0);
     Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn check_close(what: &str, outputs: &[Tensor]) {
+pub fn check_close(what: &str, outputs: &[Tensor]) {
     let numbers: Vec<Vec<f32>> = outputs.iter().map(|x| x.flatten_all().unwrap().to_vec1().unwrap()).collect();
     let scale = numbers[1].iter().fold(1.0, |most: f32, x| most.max(x.abs()));
     for (got, want) in numbers[0].iter().zip(&numbers[1]) {
@@ -51,7 +51,7 @@ fn kernels_and_candle_agree_on_odd_sizes() {
     let inputs = Inputs { x: &x, timesteps: &[999.0, 0.0], context: &context, y: None };
     check_close(
         "unet",
-        &backends().map(|backend| Unet::load(&unet, &backend).unwrap().forward(inputs, &Unwatched).unwrap()),
+        &backends().map(|backend| Unet::load(&unet, &backend).unwrap().forward(inputs, None, &Unwatched).unwrap()),
     );
 
     let vae = checkpoint("sd1", "first_stage_model.", |_| false);
@@ -79,7 +79,7 @@ fn what_does_not_fit_the_network_is_refused_by_name() {
     let y = tensor("y", &[1, unet.layout().adm_in_channels.unwrap()]);
     let refusal = |x: &Tensor, context: &Tensor, y: Option<&Tensor>| {
         let inputs = Inputs { x, timesteps: &[1.0], context, y };
-        unet.forward(inputs, &Unwatched).map(|_| ()).map_err(|error| error.to_string())
+        unet.forward(inputs, None, &Unwatched).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(refusal(&x, &context, Some(&y)), Ok(()));
     let error = refusal(&tensor("x", &[1, 9, 8, 8]), &context, Some(&y)).unwrap_err();

@@ -8,6 +8,7 @@ use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
 mod chained;
+mod controlnet;
 mod diffusion;
 mod goldens;
 mod ops;
@@ -16,6 +17,7 @@ mod samplers;
 mod schedules;
 mod text;
 mod threads;
+mod tiled;
 
 const COMPACT: Layout = Layout::Compact(Compact { num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_conv: 2, upscale: 2 });
 

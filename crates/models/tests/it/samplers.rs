@@ -58,7 +58,7 @@ impl Network {
         let timesteps = vec![self.model.timestep(sigma); 2 * batch];
         let scaled = Tensor::cat(&[&scaled, &scaled], 0)?;
         let inputs = Inputs { x: &scaled, timesteps: &timesteps, context: &context, y: None };
-        let out: Vec<f32> = self.unet.forward(inputs, &Unwatched)?.flatten_all()?.to_vec1()?;
+        let out: Vec<f32> = self.unet.forward(inputs, None, &Unwatched)?.flatten_all()?.to_vec1()?;
         let (of_x, of_out) = self.model.denoised_factors(sigma);
         let denoised = |(&x, &out): (&f32, &f32)| (of_x * f64::from(x) + of_out * f64::from(out)) as f32;
         Ok(x.iter().cycle().zip(&out).map(denoised).collect())

@@ -3,12 +3,15 @@
 //! A checkpoint holds several networks below prefixes (see [`Checkpoint::part`](crate::checkpoint::Checkpoint::part)); what is in
 //! here sees one of them, without its prefix. What a network does not need is passed over, since checkpoints carry much else.
 
+mod controlnet;
 mod family;
+pub mod memory;
 mod unet;
 mod vae;
 
 use super::{DetectError, Shapes, mismatch::Mismatch, parts::Part};
 
+pub use controlnet::ControlNet;
 pub use family::{Family, Purpose, Training, network, vae};
 pub use unet::{Heads, InputBlock, OutputBlock, Unet};
 pub use vae::Vae;

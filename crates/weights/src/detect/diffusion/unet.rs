@@ -57,6 +57,16 @@ pub enum InputBlock {
     },
 }
 
+impl InputBlock {
+    /// Returns the channels that come out.
+    pub fn outputs(self) -> usize {
+        match self {
+            Self::Res { outputs, .. } => outputs,
+            Self::Down { channels } => channels,
+        }
+    }
+}
+
 /// A block on the way up: a residual block, a transformer, and a doubling of the sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputBlock {
@@ -98,8 +108,25 @@ impl Unet {
     /// If a tensor is missing, or has a shape that makes no sense.
     pub fn infer(shapes: &Shapes, metadata: &BTreeMap<String, String>) -> Result<Self, DetectError> {
         let from = &Reader { architecture: ARCHITECTURE, shapes };
-        let (model_channels, in_channels) = from.convolution("input_blocks.0.0")?;
+        let trunk = Self::read_trunk(from, metadata)?;
         let (out_channels, _) = from.convolution("out.2")?;
+        let output_block = |block: usize| -> Result<_, DetectError> {
+            let name = format!("output_blocks.{block}");
+            let (outputs, inputs) = from.convolution(&format!("{name}.0.in_layers.2"))?;
+            let depth = from.count(&format!("{name}.1.transformer_blocks"))?;
+            let is_up = from.has(&format!("{name}.{}.conv.weight", 1 + usize::from(depth > 0)));
+            Ok(OutputBlock { inputs, outputs, depth, is_up })
+        };
+        let output = (0..from.count("output_blocks")?).map(output_block).collect::<Result<_, _>>()?;
+        let unet = Self { out_channels, output, ..trunk };
+        check(ARCHITECTURE, unet.parts(), shapes)?;
+        unet.check_heads(ARCHITECTURE)?;
+        Ok(unet)
+    }
+
+    /// Tells the sizes of the way down and of the middle, as a network without a way up.
+    pub(super) fn read_trunk(from: &Reader<'_>, metadata: &BTreeMap<String, String>) -> Result<Self, DetectError> {
+        let (model_channels, in_channels) = from.convolution("input_blocks.0.0")?;
         let (embedding, _) = from.linear("time_embed.0")?;
         let adm = from.has("label_emb.0.0.weight").then(|| from.linear("label_emb.0.0")).transpose()?;
 
@@ -116,21 +143,13 @@ impl Unet {
         }
         let has_middle = from.has("middle_block.0.in_layers.2.weight");
         let middle = has_middle.then(|| from.count("middle_block.1.transformer_blocks")).transpose()?;
-        let output_block = |block: usize| -> Result<_, DetectError> {
-            let name = format!("output_blocks.{block}");
-            let (outputs, inputs) = from.convolution(&format!("{name}.0.in_layers.2"))?;
-            let depth = from.count(&format!("{name}.1.transformer_blocks"))?;
-            let is_up = from.has(&format!("{name}.{}.conv.weight", 1 + usize::from(depth > 0)));
-            Ok(OutputBlock { inputs, outputs, depth, is_up })
-        };
-        let output = (0..from.count("output_blocks")?).map(output_block).collect::<Result<_, _>>()?;
 
-        let ends = |end: &str| shapes.keys().find(|name| name.ends_with(end)).map(|name| &name[..name.len() - 7]);
+        let ends = |end: &str| from.shapes.keys().find(|name| name.ends_with(end)).map(|name| &name[..name.len() - 7]);
         let context_dim = match ends("attn2.to_k.weight") {
             Some(name) => from.linear(name)?.1,
             None => 0,
         };
-        let is_linear = ends("proj_in.weight").is_some_and(|name| shapes[&format!("{name}.weight")].len() == 2);
+        let is_linear = ends("proj_in.weight").is_some_and(|name| from.shapes[&format!("{name}.weight")].len() == 2);
         let number = |key: &str| metadata.get(key).and_then(|value| value.parse().ok()).filter(|number| *number > 0);
         let heads = match (number("unet.num_heads"), number("unet.num_head_channels")) {
             (_, Some(width)) => Heads::Width(width),
@@ -138,9 +157,9 @@ impl Unet {
             (None, None) if is_linear => Heads::Width(64),
             (None, None) => Heads::Count(8),
         };
-        let unet = Self {
+        Ok(Self {
             in_channels,
-            out_channels,
+            out_channels: 0,
             model_channels,
             embedding,
             adm_in_channels: adm.map(|(_, inputs)| inputs),
@@ -148,16 +167,20 @@ impl Unet {
             is_linear,
             input,
             middle,
-            output,
+            output: Vec::new(),
             heads,
-        };
-        check(ARCHITECTURE, unet.parts(), shapes)?;
-        if let Some(channels) = unet.attended().find(|channels| unet.heads.of(*channels).is_none()) {
-            let found = vec![channels];
-            let (architecture, tensor) = (ARCHITECTURE, "transformer_blocks".to_owned());
-            return Err(DetectError::Odd { architecture, tensor, found, what: "how heads share the channels" });
+        })
+    }
+
+    /// Refuses channels that heads cannot share.
+    pub(super) fn check_heads(&self, architecture: &'static str) -> Result<(), DetectError> {
+        match self.attended().find(|channels| self.heads.of(*channels).is_none()) {
+            None => Ok(()),
+            Some(channels) => {
+                let (tensor, found) = ("transformer_blocks".to_owned(), vec![channels]);
+                Err(DetectError::Odd { architecture, tensor, found, what: "how heads share the channels" })
+            }
         }
-        Ok(unet)
     }
 
     /// The channels of every transformer.
@@ -172,15 +195,27 @@ impl Unet {
 
     /// Returns the channels of the middle.
     pub fn deepest(&self) -> usize {
-        match self.input.last() {
-            None => self.model_channels,
-            Some(InputBlock::Res { outputs, .. }) => *outputs,
-            Some(InputBlock::Down { channels }) => *channels,
-        }
+        self.input.last().map_or(self.model_channels, |block| block.outputs())
     }
 
     fn parts(&self) -> Vec<Part> {
         let mut to = Builder::default();
+        self.add_trunk(&mut to);
+        for (number, OutputBlock { inputs, outputs, depth, is_up }) in self.output.iter().copied().enumerate() {
+            let name = format!("output_blocks.{number}");
+            self.add_res(&mut to, &format!("{name}.0"), inputs, outputs);
+            self.add_transformer(&mut to, &format!("{name}.1"), outputs, depth);
+            if is_up {
+                to.conv(&format!("{name}.{}.conv", 1 + usize::from(depth > 0)), outputs, outputs, 3);
+            }
+        }
+        to.norm("out.0", self.model_channels);
+        to.conv("out.2", self.out_channels, self.model_channels, 3);
+        to.parts
+    }
+
+    /// Adds the way down and the middle.
+    pub(super) fn add_trunk(&self, to: &mut Builder) {
         to.linear("time_embed.0", self.embedding, self.model_channels);
         to.linear("time_embed.2", self.embedding, self.embedding);
         if let Some(inputs) = self.adm_in_channels {
@@ -193,28 +228,17 @@ impl Unet {
             match *block {
                 InputBlock::Down { channels } => to.conv(&format!("{name}.0.op"), channels, channels, 3),
                 InputBlock::Res { inputs, outputs, depth } => {
-                    self.add_res(&mut to, &format!("{name}.0"), inputs, outputs);
-                    self.add_transformer(&mut to, &format!("{name}.1"), outputs, depth);
+                    self.add_res(to, &format!("{name}.0"), inputs, outputs);
+                    self.add_transformer(to, &format!("{name}.1"), outputs, depth);
                 }
             }
         }
         if let Some(depth) = self.middle {
             let channels = self.deepest();
-            self.add_res(&mut to, "middle_block.0", channels, channels);
-            self.add_transformer(&mut to, "middle_block.1", channels, depth);
-            self.add_res(&mut to, &format!("middle_block.{}", 1 + usize::from(depth > 0)), channels, channels);
+            self.add_res(to, "middle_block.0", channels, channels);
+            self.add_transformer(to, "middle_block.1", channels, depth);
+            self.add_res(to, &format!("middle_block.{}", 1 + usize::from(depth > 0)), channels, channels);
         }
-        for (number, OutputBlock { inputs, outputs, depth, is_up }) in self.output.iter().copied().enumerate() {
-            let name = format!("output_blocks.{number}");
-            self.add_res(&mut to, &format!("{name}.0"), inputs, outputs);
-            self.add_transformer(&mut to, &format!("{name}.1"), outputs, depth);
-            if is_up {
-                to.conv(&format!("{name}.{}.conv", 1 + usize::from(depth > 0)), outputs, outputs, 3);
-            }
-        }
-        to.norm("out.0", self.model_channels);
-        to.conv("out.2", self.out_channels, self.model_channels, 3);
-        to.parts
     }
 
     fn add_res(&self, to: &mut Builder, name: &str, inputs: usize, outputs: usize) {
