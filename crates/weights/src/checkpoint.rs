@@ -170,6 +170,8 @@ pub enum Dtype {
     F32,
     F16,
     Bf16,
+    F8E4M3,
+    F8E5M2,
     I64,
     I32,
     I16,
@@ -185,7 +187,7 @@ impl Dtype {
             Self::F64 | Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::Bf16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::F8E4M3 | Self::F8E5M2 | Self::I8 | Self::U8 | Self::Bool => 1,
         }
     }
 
@@ -199,6 +201,8 @@ impl Dtype {
             Self::F32 => f32::from_le_bytes(le(bytes)),
             Self::F16 => f16::from_le_bytes(le(bytes)).to_f32(),
             Self::Bf16 => bf16::from_le_bytes(le(bytes)).to_f32(),
+            Self::F8E4M3 => e4m3(bytes[0]),
+            Self::F8E5M2 => f16::from_le_bytes([0, bytes[0]]).to_f32(), // its upper half
             Self::I64 => i64::from_le_bytes(le(bytes)) as f32,
             Self::I32 => i32::from_le_bytes(le(bytes)) as f32,
             Self::I16 => f32::from(i16::from_le_bytes(le(bytes))),
@@ -209,6 +213,18 @@ impl Dtype {
     }
 }
 
+/// Returns the number that a byte stands for: a sign, 4 bits of exponent with a bias of 7 and 3 of mantissa, without infinities
+/// (Micikevicius et al. 2022, E4M3).
+fn e4m3(byte: u8) -> f32 {
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 0xF), f32::from(byte & 0x7));
+    sign * match (exponent, byte & 0x7) {
+        (0xF, 0x7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    }
+}
+
 /// What is known of a tensor without reading its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -216,16 +232,28 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its sides, slowest first. Empty for a single number.
     pub shape: Vec<usize>,
+    /// Which of the checkpoint's files it is in.
+    source: usize,
     /// Where in the file its first number lies, in bytes.
     offset: u64,
     /// How many numbers lie between neighbours along each side.
     strides: Vec<usize>,
+    /// The tensor, of the same file, with the one number by which all numbers are multiplied when they are read.
+    scale: Option<Box<TensorInfo>>,
 }
 
 impl TensorInfo {
     /// Returns how many numbers the tensor holds.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Says that there are `before` files before its own.
+    fn shift(&mut self, before: usize) {
+        self.source += before;
+        if let Some(scale) = &mut self.scale {
+            scale.shift(before);
+        }
     }
 
     /// Places a tensor in a storage of `has` numbers that begins at byte `start` of the file; `first` and `strides` count
@@ -263,7 +291,22 @@ impl TensorInfo {
             return Err(CheckpointError::Repeated { tensor: tensor.to_owned() });
         }
         let offset = start + first * dtype.bytes() as u64;
-        Ok(Self { dtype, shape, offset, strides })
+        Ok(Self { dtype, shape, source: 0, offset, strides, scale: None })
+    }
+}
+
+/// Finds the factors of numbers of 8 bits, which are tensors of a single number.
+fn find_scales(tensors: &mut BTreeMap<String, TensorInfo>) {
+    const WEIGHT: &str = ".weight";
+    let is_short = |info: &TensorInfo| matches!(info.dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
+    let scale = |(name, info): (&String, &TensorInfo)| {
+        let layer = name.strip_suffix(WEIGHT).filter(|_| is_short(info))?;
+        let scale = tensors.get(&format!("{layer}.scale_weight")).filter(|scale| scale.elements() == 1)?;
+        Some((name.clone(), scale.clone()))
+    };
+    let scales: Vec<_> = tensors.iter().filter_map(scale).collect();
+    for (name, scale) in scales {
+        tensors.get_mut(&name).expect("it was just seen").scale = Some(Box::new(scale));
     }
 }
 
@@ -276,13 +319,16 @@ fn contiguous(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// An open weights file.
+/// An open weights file, or several that are seen as one.
 ///
 /// Opening reads names and shapes only. Values are read tensor by tensor, so that a file larger than memory can be used. A clone
 /// reads the same file.
+///
+/// Numbers of 8 bits may have a factor in a tensor of its own, `<layer>.scale_weight` beside `<layer>.weight`: reading
+/// multiplies them.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    source: Arc<Source>,
+    sources: Vec<Arc<Source>>,
     tensors: BTreeMap<String, TensorInfo>,
     others: Vec<String>,
     metadata: BTreeMap<String, String>,
@@ -312,11 +358,12 @@ impl Checkpoint {
             return Err(CheckpointError::UnknownFormat { start });
         };
         let metadata = std::mem::take(&mut found.metadata);
-        let (tensors, others) = unwrap::drop_prefixes(found)?;
+        let (mut tensors, others) = unwrap::drop_prefixes(found)?;
         if tensors.is_empty() {
             return Err(CheckpointError::NoTensors);
         }
-        Ok(Self { source: Arc::new(source), tensors, others, metadata })
+        find_scales(&mut tensors);
+        Ok(Self { sources: vec![Arc::new(source)], tensors, others, metadata })
     }
 
     /// The tensors by name.
@@ -342,23 +389,78 @@ impl Checkpoint {
 
     /// The tensors whose names begin with `prefix`, which they lose, as a checkpoint of their own. It reads the same file.
     pub fn part(&self, prefix: &str) -> Self {
-        let below = |(name, info): (&String, &TensorInfo)| Some((name.strip_prefix(prefix)?.to_owned(), info.clone()));
-        let others = self.others.iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
+        self.renamed(|name| name.strip_prefix(prefix).map(str::to_owned))
+    }
+
+    /// The tensors by other names, as a checkpoint of their own that reads the same file. What has no other name is left out; of
+    /// two that get the same name one is.
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         Self {
-            source: Arc::clone(&self.source),
-            tensors: self.tensors.iter().filter_map(below).collect(),
-            others,
+            sources: self.sources.clone(),
+            tensors: self.tensors.iter().filter_map(|(name, info)| Some((rename(name)?, info.clone()))).collect(),
+            others: self.others.iter().filter_map(|name| rename(name)).collect(),
             metadata: self.metadata.clone(),
         }
     }
 
+    /// The same with matrices of the names that `is_pixelwise` chooses as 1 x 1 convolutions, which have the same numbers.
+    pub fn with_convolutions(mut self, is_pixelwise: impl Fn(&str) -> bool) -> Self {
+        for (_, info) in self.tensors.iter_mut().filter(|(name, info)| info.shape.len() == 2 && is_pixelwise(name)) {
+            info.shape.extend([1, 1]);
+            info.strides.extend([1, 1]);
+        }
+        self
+    }
+
+    /// The tensors of several checkpoints as one. What their headers say is joined as well; of two that say something else under
+    /// one name the first counts.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Duplicate`] if two have a tensor of the same name.
+    pub fn joined(parts: impl IntoIterator<Item = Self>) -> Result<Self> {
+        let mut all = Self { sources: vec![], tensors: BTreeMap::new(), others: vec![], metadata: BTreeMap::new() };
+        for part in parts {
+            let before = all.sources.len();
+            all.sources.extend(part.sources);
+            all.others.extend(part.others);
+            part.metadata.into_iter().for_each(|(key, value)| {
+                all.metadata.entry(key).or_insert(value);
+            });
+            for (name, mut info) in part.tensors {
+                info.shift(before);
+                if all.tensors.insert(name.clone(), info).is_some() {
+                    return Err(CheckpointError::Duplicate { tensor: name });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same with `metadata` in addition to what the header says, which counts where both say something.
+    pub fn with_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
+        metadata.into_iter().for_each(|(key, value)| {
+            self.metadata.entry(key).or_insert(value);
+        });
+        self
+    }
+
     /// Reads the values of tensor `name` as f32, in row-major order.
     ///
-    /// f16 and bf16 widen exactly; f64 and large integers are rounded to the nearest f32.
+    /// f16, bf16 and numbers of 8 bits widen exactly; f64 and large integers are rounded to the nearest f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.info(name)?;
-        let numbers = self.bytes_of(info)?;
-        Ok(numbers.chunks_exact(info.dtype.bytes()).map(|number| info.dtype.widen(number)).collect())
+        let mut numbers = self.numbers_of(info)?;
+        if let Some(scale) = &info.scale
+            && let Some(&scale) = self.numbers_of(scale)?.first()
+        {
+            numbers.iter_mut().for_each(|number| *number *= scale);
+        }
+        Ok(numbers)
+    }
+
+    fn numbers_of(&self, info: &TensorInfo) -> Result<Vec<f32>> {
+        let bytes = self.bytes_of(info)?;
+        Ok(bytes.chunks_exact(info.dtype.bytes()).map(|number| info.dtype.widen(number)).collect())
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
@@ -367,13 +469,13 @@ impl Checkpoint {
 
     /// Reads the numbers of a tensor as they are stored, in row-major order.
     fn bytes_of(&self, info: &TensorInfo) -> Result<Vec<u8>> {
-        let TensorInfo { dtype, ref shape, offset, ref strides } = *info;
+        let TensorInfo { dtype, ref shape, source, offset, ref strides, .. } = *info;
         let (elements, size) = (info.elements(), dtype.bytes());
         if elements == 0 {
             return Ok(Vec::new());
         }
         let span = 1 + shape.iter().zip(strides).map(|(side, stride)| (side - 1) * stride).sum::<usize>();
-        let bytes = self.source.read_at(offset, (span * size) as u64)?;
+        let bytes = self.sources[source].read_at(offset, (span * size) as u64)?;
         if *strides == contiguous(shape) {
             return Ok(bytes);
         }

@@ -1,7 +1,8 @@
 //! The part of Python's pickle machine that builds dictionaries of tensors, and nothing else of it.
 //!
 //! A pickle is a program for a stack machine, and a full machine may call any function that it names. This one knows six
-//! names, each a plain constructor; any other name is an error before anything is done with it.
+//! names, each a plain constructor, and names that stand as keys and are never called; any other name is an error before
+//! anything is done with it.
 //!
 //! Objects live on a [`Heap`] and refer to each other by index, as a list may be filled after something else took hold of
 //! it. Every limit is set so that a hostile file costs a bounded amount of memory.
@@ -70,6 +71,8 @@ pub(super) enum Global {
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
+    /// A class of PyTorch Lightning, which names the entries of its callbacks: it is never called.
+    Name,
 }
 
 impl Global {
@@ -91,6 +94,7 @@ impl Global {
                 "Bool" => Dtype::Bool,
                 _ => return None,
             }),
+            (module, _) if module.starts_with("pytorch_lightning.callbacks.") => Self::Name,
             _ => return None,
         })
     }

@@ -136,7 +136,7 @@ impl Checkpoint {
 
 /// Says whether numbers of this type can have fractions.
 fn is_fractional(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 | Dtype::F8E5M2)
 }
 
 /// Returns the type that a tensor's numbers are written as.
@@ -151,6 +151,8 @@ fn show(dtype: Dtype) -> &'static str {
         Dtype::F32 => "F32",
         Dtype::F16 => "F16",
         Dtype::Bf16 => "BF16",
+        Dtype::F8E4M3 => "F8_E4M3",
+        Dtype::F8E5M2 => "F8_E5M2",
         Dtype::I64 => "I64",
         Dtype::I32 => "I32",
         Dtype::I16 => "I16",

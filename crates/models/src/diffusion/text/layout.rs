@@ -112,13 +112,15 @@ enum Which {
 }
 
 /// Where encoders stand: in checkpoints of whole models, then in files of their own. Longer prefixes come before shorter ones.
-const PLACES: [(&str, Spelling, Which); 11] = [
+const PLACES: [(&str, Spelling, Which); 13] = [
     ("cond_stage_model.transformer.text_model.", Spelling::Transformers, Which::Known(Clip::L)),
     ("cond_stage_model.transformer.", Spelling::Transformers, Which::Known(Clip::L)), // old files
     ("cond_stage_model.model.", Spelling::OpenClip, Which::Known(Clip::H)),
     ("conditioner.embedders.0.transformer.text_model.", Spelling::Transformers, Which::Known(Clip::L)),
     ("conditioner.embedders.0.model.", Spelling::OpenClip, Which::OfOnlyEmbedder),
     ("conditioner.embedders.1.model.", Spelling::OpenClip, Which::Known(Clip::G)),
+    ("text_encoder.text_model.", Spelling::Transformers, Which::ByLayers), // folders of diffusers
+    ("text_encoder_2.text_model.", Spelling::Transformers, Which::Known(Clip::G)),
     ("transformer.text_model.", Spelling::Transformers, Which::ByLayers),
     ("text_model.", Spelling::Transformers, Which::ByLayers),
     ("", Spelling::Transformers, Which::ByLayers),

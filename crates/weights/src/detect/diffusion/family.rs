@@ -6,6 +6,7 @@ use super::Unet;
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     detect::DetectError,
+    diffusers,
 };
 
 /// The numbers that SDXL is told of sizes beside the pooled text: six, as 256 features each.
@@ -153,7 +154,8 @@ impl fmt::Display for Training {
 
 impl Training {
     /// Tells what the network of `family` was trained for: `network` has its tensors, without prefix, and `file` what stands beside
-    /// them. SDXL is marked by tensors that say so, SD 2.x by how far the biases of its last norm are spread.
+    /// them. A folder's scheduler says it; else SDXL is marked by tensors that say so, SD 2.x by how far the biases of its last
+    /// norm are spread.
     ///
     /// # Errors
     /// If a tensor that tells cannot be read.
@@ -162,6 +164,15 @@ impl Training {
         const SPREAD: f64 = 0.09;
         let says = |marker: &str| file.tensors().contains_key(marker) || file.others().iter().any(|name| name == marker);
         let number = |marker: &str| file.read_f32(marker).map(|numbers| numbers.first().copied());
+        let said = |key: &str| file.metadata().get(key).map(String::as_str);
+        match said(diffusers::PREDICTION) {
+            Some("v_prediction") => {
+                let zero_terminal_snr = said(diffusers::ZERO_TERMINAL_SNR) == Some("true");
+                return Ok(Self::Velocity { zero_terminal_snr });
+            }
+            Some("epsilon") => return Ok(Self::Epsilon),
+            _ => {}
+        }
         match family {
             Family::Sd2 | Family::Sd2Unclip => {
                 let is_plain = network.tensors().get("input_blocks.0.0.weight").is_some_and(|info| info.shape[1..2] == [4]);
@@ -189,7 +200,7 @@ fn standard_deviation(numbers: &[f32]) -> f64 {
     (numbers.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / count).sqrt()
 }
 
-/// The tensors of a file's network, without the prefix before their names.
+/// The tensors of a file's network, without the prefix before their names, by LDM's names.
 ///
 /// The prefix is the one of `model.diffusion_model.`, `model.model.` and `net.` that most names have, if more than five do, or
 /// `model.`; a file without it holds nothing but the network.
@@ -200,13 +211,13 @@ pub fn network(file: &Checkpoint) -> Checkpoint {
     let (most, prefix) =
         PREFIXES.map(|prefix| (count(prefix), prefix)).into_iter().rev().max_by_key(|(count, _)| *count).expect("three");
     let part = file.part(if most > FEW { prefix } else { "model." });
-    if part.tensors().is_empty() { file.clone() } else { part }
+    diffusers::unet_as_ldm(if part.tensors().is_empty() { file.clone() } else { part })
 }
 
-/// The tensors of a file's autoencoder, without the prefix `first_stage_model.` before their names, if it has one. A file without
+/// The tensors of a file's autoencoder by LDM's names, without the prefix `first_stage_model.`, if it has one. A file without
 /// any such prefix may hold nothing but an autoencoder.
 pub fn vae(file: &Checkpoint) -> Option<Checkpoint> {
-    [file.part("first_stage_model."), file.clone()]
+    [file.part("first_stage_model."), diffusers::vae_as_ldm(file.clone())]
         .into_iter()
         .find(|part| part.tensors().contains_key("decoder.conv_in.weight"))
 }
