@@ -198,6 +198,11 @@ impl Unet {
         self.input.last().map_or(self.model_channels, |block| block.outputs())
     }
 
+    /// Lists every tensor of the network with its shape.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        self.parts().into_iter().map(|part| (part.name, part.shape))
+    }
+
     fn parts(&self) -> Vec<Part> {
         let mut to = Builder::default();
         self.add_trunk(&mut to);
