@@ -53,6 +53,20 @@ pub enum ModelError {
         /// The shape that it has; none where it is missing.
         found: Vec<usize>,
     },
+    /// The tensors of a LoRA do not fit together, or not the weight that they are to change.
+    #[error("module `{module}` of LoRA `{lora}` cannot change tensor `{tensor}` of shape {shape:?}")]
+    Lora {
+        /// The LoRA.
+        lora: String,
+        /// Its name for the module.
+        module: String,
+        /// The weight.
+        tensor: String,
+        /// The weight's shape.
+        shape: Vec<usize>,
+        /// Why, if it is not its shape alone.
+        source: Option<Box<ModelError>>,
+    },
     /// Latents or a picture cannot be cut in such tiles.
     #[error(
         "tiles of {width} x {height} with an overlap of {overlap} cannot be blended: the overlap must be less than half of \

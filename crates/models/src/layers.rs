@@ -13,9 +13,22 @@ use crate::{
 pub(crate) struct Layers<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) backend: &'a Backend,
+    /// What changes weights before they are used.
+    pub(crate) patches: Option<&'a dyn Patch>,
 }
 
-impl Layers<'_> {
+/// Changes weights as they are loaded, one by one, so that there is never a second copy of all.
+pub(crate) trait Patch {
+    /// Changes the tensor called `name`, f32 in the memory of the CPU, whose shape it keeps.
+    fn patched(&self, name: &str, weight: Tensor) -> Result<Tensor>;
+}
+
+impl<'a> Layers<'a> {
+    /// The layers of a checkpoint as they are.
+    pub(crate) fn new(checkpoint: &'a Checkpoint, backend: &'a Backend) -> Self {
+        Self { checkpoint, backend, patches: None }
+    }
+
     /// Whether there is a tensor `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.checkpoint.tensors().contains_key(name)
@@ -25,7 +38,11 @@ impl Layers<'_> {
     pub(crate) fn numbers(&self, name: &str) -> Result<Tensor> {
         let values = values(self.checkpoint, name)?;
         let shape = self.checkpoint.tensors()[name].shape.as_slice(); // it was just read
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        let weight = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        match self.patches {
+            Some(patches) => patches.patched(name, weight),
+            None => Ok(weight),
+        }
     }
 
     /// Loads tensor `name` to where the backend computes.

@@ -63,7 +63,7 @@ impl Upscaler {
                 let gains = cpu.level.chain_bytes(Precision::Fast) != cpu.level.chain_bytes(Precision::Exact);
                 let precision = if gains { cpu.precision } else { Precision::Exact };
                 let backend = Backend::Kernels(Cpu { precision, ..cpu });
-                Network::Layers(load_layers(&layout, &Layers { checkpoint, backend: &backend })?)
+                Network::Layers(load_layers(&layout, &Layers::new(checkpoint, &backend))?)
             }
         };
         Ok(Self { network, facts, device: Device::Cpu, dtype: DType::F32 })
@@ -91,7 +91,7 @@ impl Upscaler {
             Layout::Compact(layout) => Box::new(Compact::load(&layout, &parts)?),
             layout => {
                 let backend = Backend::Candle(device.clone(), dtype);
-                load_layers(&layout, &Layers { checkpoint, backend: &backend })?
+                load_layers(&layout, &Layers::new(checkpoint, &backend))?
             }
         };
         Ok(Self { network: Network::Layers(network), facts, device: device.clone(), dtype })

@@ -191,19 +191,30 @@ impl Module {
             Method::Lora => side(Role::Down, 0),
             Method::LoHa => side(Role::HadaW1B, 0),
             Method::LoKr => side(Role::LokrW2B, 0).or(side(Role::LokrW1B, 0)),
-            Method::GLora => [Role::GloraA1, Role::GloraA2].iter().filter_map(|role| self.shape(*role)?.iter().min()).min().copied(),
+            Method::GLora => {
+                [Role::GloraA1, Role::GloraA2].iter().filter_map(|role| self.shape(*role)?.iter().min()).min().copied()
+            }
             Method::Oft | Method::Boft | Method::Difference | Method::Replacement => None,
         }
     }
 
-    /// How many outputs and inputs a weight must have to be changed; 0 stands for any number.
+    /// Says whether a weight of `shape` can be changed, as far as the shapes of the module's tensors tell.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let Some([outputs, inputs]) = self.sides() else { return true };
+        let (first, rest) = shape.split_first().map_or((1, &[][..]), |(first, rest)| (*first, rest));
+        let has_inputs = |inputs: usize| rest.first() == Some(&inputs) || rest.iter().product::<usize>() == inputs;
+        (outputs == 0 || outputs == first) && (inputs == 0 || has_inputs(inputs))
+    }
+
+    /// How many outputs and inputs, channels or with those of each place of a kernel, a weight must have to be changed; 0 stands
+    /// for any number.
     pub fn sides(&self) -> Option<[usize; 2]> {
         let side = |role: Role, side: usize| self.shape(role).and_then(|shape| shape.get(side).copied()).unwrap_or(0);
         let has = |role: Role| self.tensors.contains_key(&role);
         Some(match self.method()? {
             Method::Lora => [side(Role::Up, 0), side(Role::Down, 1)],
             Method::LoHa if has(Role::HadaT1) => [side(Role::HadaW1A, 1), side(Role::HadaW1B, 1)],
-            Method::LoHa => [side(Role::HadaW1A, 0), if has(Role::HadaW1B) { 0 } else { side(Role::HadaW1B, 1) }],
+            Method::LoHa => [side(Role::HadaW1A, 0), side(Role::HadaW1B, 1)],
             Method::LoKr => {
                 let w1 = match has(Role::LokrW1) {
                     true => [side(Role::LokrW1, 0), side(Role::LokrW1, 1)],
@@ -214,7 +225,7 @@ impl Module {
                 } else if has(Role::LokrT2) {
                     [side(Role::LokrW2A, 1), side(Role::LokrW2B, 1)]
                 } else {
-                    [side(Role::LokrW2A, 0), 0]
+                    [side(Role::LokrW2A, 0), side(Role::LokrW2B, 1)]
                 };
                 [w1[0].saturating_mul(w2[0]), w1[1].saturating_mul(w2[1])]
             }
@@ -277,7 +288,9 @@ impl Lora {
         ];
         let by_name = named.into_iter().find(|(is, _)| *is).map(|(_, family)| family);
         by_name.or_else(|| {
-            let is_key = |name: &&String| name.ends_with("attn2_to_k") || name.ends_with("attn2.to_k") || name.ends_with("attn2.processor.to_k");
+            let is_key = |name: &&String| {
+                name.ends_with("attn2_to_k") || name.ends_with("attn2.to_k") || name.ends_with("attn2.processor.to_k")
+            };
             let key = self.modules.iter().find(|(name, _)| is_key(name)).and_then(|(_, module)| module.sides());
             match key {
                 Some([_, 768]) => Some(Family::Sd1),
@@ -285,7 +298,8 @@ impl Lora {
                 Some([_, 2048]) => Some(Family::Sdxl),
                 Some([_, 1280]) => Some(Family::SdxlRefiner),
                 _ => {
-                    let is_second = |name: &String| name.starts_with("lora_te2_") || name.starts_with("text_encoder_2.");
+                    let is_second =
+                        |name: &String| name.starts_with("lora_te2_") || name.starts_with("text_encoder_2.");
                     self.modules.keys().any(is_second).then_some(Family::Sdxl)
                 }
             }
@@ -309,7 +323,9 @@ impl Lora {
 
     /// Says whether the file changes weights of the network, and of the text encoders.
     pub fn parts(&self) -> (bool, bool) {
-        let is_text = |name: &String| name.starts_with("lora_te") || name.starts_with("lora_prior_te") || name.starts_with("text_encoder");
+        let is_text = |name: &String| {
+            name.starts_with("lora_te") || name.starts_with("lora_prior_te") || name.starts_with("text_encoder")
+        };
         (self.modules.keys().any(|name| !is_text(name)), self.modules.keys().any(is_text))
     }
 }

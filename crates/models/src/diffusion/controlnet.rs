@@ -43,7 +43,7 @@ impl ControlNet {
         let part = checkpoint.part("control_model.");
         let checkpoint = if part.tensors().is_empty() { checkpoint } else { &part };
         let layout = layout::ControlNet::infer(&checkpoint.shapes(), checkpoint.metadata())?;
-        let layers = &Layers { checkpoint, backend };
+        let layers = &Layers::new(checkpoint, backend);
         let hint_conv =
             |i: usize| layers.strided(&layout::ControlNet::hint_conv(i), layout::ControlNet::hint_stride(i), 1);
         let zero_conv = |i: usize| layers.conv(&format!("zero_convs.{i}.0"));

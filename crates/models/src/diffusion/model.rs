@@ -1,22 +1,27 @@
 //! A model: a network with the autoencoder and the text encoders that belong to it, from whatever files they come.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
+use candle_core::{DType, Device, Tensor};
 use weights::{
     checkpoint::Checkpoint,
-    detect::{
-        DetectError,
-        diffusion::{Family, Purpose, Training, network, vae},
-    },
+    detect::diffusion::{Family, Purpose, Training, Unet as UnetLayout, network, vae},
+    lora::targets::{Part, Targets},
 };
 
+pub use super::file::File;
 use super::{
+    lora::{LoraError, LoraFile, Patches, Unused},
     schedule::{ModelSampling, Prediction, ScheduleError},
-    text::{TextEncoder, TextModel, embedding::Folder, error::TextError},
+    text::{Clip, TextEncoder, TextModel, embedding::Folder, error::TextError},
     unet::Unet,
     vae::Vae,
 };
-use crate::{error::ModelError, ops::Backend};
+use crate::{
+    error::ModelError,
+    layers::{Layers, Patch},
+    ops::Backend,
+};
 
 /// Why files make up no model.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,9 @@ pub enum LoadError {
         /// Whose encoders they are.
         found: TextModel,
     },
+    /// A LoRA cannot be applied.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The noise levels that the checkpoint is marked with make no sense.
     #[error("cannot tell the noise levels that the network was trained on")]
     Levels(#[from] ScheduleError),
@@ -73,28 +81,6 @@ pub enum LoadError {
 /// What functions of this module return.
 pub type Result<T> = std::result::Result<T, LoadError>;
 
-/// A weights file with the name by which messages call it.
-#[derive(Debug, Clone)]
-pub struct File {
-    /// The name: a path, or what a job calls it.
-    pub name: String,
-    /// What it holds.
-    pub checkpoint: Checkpoint,
-}
-
-impl File {
-    /// Calls a file by a name.
-    pub fn new(name: impl Into<String>, checkpoint: Checkpoint) -> Self {
-        Self { name: name.into(), checkpoint }
-    }
-}
-
-impl fmt::Display for File {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`", self.name)
-    }
-}
-
 /// The files that a model is made of. What has a file of its own is not looked for in the checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct ModelFiles {
@@ -106,6 +92,8 @@ pub struct ModelFiles {
     pub vae: Option<File>,
     /// Text encoders by themselves, in any order.
     pub clip: Vec<File>,
+    /// What changes the weights of the network and of the text encoders, one after the other.
+    pub loras: Vec<LoraFile>,
     /// Where `embedding:NAME` in a prompt is looked up.
     pub embeddings: Option<Folder>,
 }
@@ -115,6 +103,27 @@ impl ModelFiles {
     pub fn single(checkpoint: File) -> Self {
         Self { checkpoint: Some(checkpoint), ..Self::default() }
     }
+
+    /// Finds the network, and tells what it is.
+    fn network(&self) -> Result<Network<'_>> {
+        let file = self.unet.as_ref().or(self.checkpoint.as_ref()).ok_or(LoadError::NoNetwork)?;
+        let checkpoint = network(&file.checkpoint);
+        let detected = UnetLayout::infer(&checkpoint.shapes(), checkpoint.metadata())
+            .and_then(|layout| Ok((Family::of(&layout)?, layout)));
+        match detected {
+            Ok((family, layout)) => Ok(Network { file, checkpoint, layout, family }),
+            Err(error) => Err(LoadError::Part { part: "network", file: file.to_string(), source: error.into() }),
+        }
+    }
+}
+
+/// The network among files.
+struct Network<'a> {
+    file: &'a File,
+    /// Its tensors, without a prefix.
+    checkpoint: Checkpoint,
+    layout: UnetLayout,
+    family: Family,
 }
 
 /// A loaded model. Its parts are shared, and any number of threads may use them.
@@ -138,6 +147,9 @@ pub struct Model {
     pub embeddings: Option<Folder>,
     /// Who computes, and with which numbers.
     pub backend: Backend,
+    /// Tensors of LoRAs that change nothing.
+    pub unused: Vec<Unused>,
+    is_changed: bool,
 }
 
 impl Model {
@@ -147,26 +159,70 @@ impl Model {
     /// If a file lacks what it was given for, a tensor is missing, misshapen or holds a value that is no number, or the files do
     /// not go together.
     pub fn load(files: &ModelFiles, backend: &Backend) -> Result<Self> {
-        let file = files.unet.as_ref().or(files.checkpoint.as_ref()).ok_or(LoadError::NoNetwork)?;
+        Self::load_beside(files, backend, None)
+    }
+
+    /// Loads a weight of the network as LoRAs leave it, f32 in the memory of the CPU, by its name without a prefix.
+    ///
+    /// # Errors
+    /// As [`Self::load`], of this weight alone.
+    pub fn weight(files: &ModelFiles, tensor: &str) -> Result<Tensor> {
+        let Network { file, checkpoint: network, layout, family } = files.network()?;
+        let patches = Patches::new(&files.loras, &Targets::of(&layout, &TextFiles::of(files).parts()?), family)?;
+        let of_unet = patches.of(Part::Unet);
+        let backend = Backend::Candle(Device::Cpu, DType::F32);
+        let layers = Layers { patches: Some(&of_unet), ..Layers::new(&network, &backend) };
+        let failed = |source| LoadError::Part { part: "network", file: file.to_string(), source };
+        layers.numbers(tensor).map_err(failed)
+    }
+
+    /// Loads the model with other LoRAs: those of `files`, which else must be the files that this one was loaded from.
+    ///
+    /// What they do not change is shared with this model if it has none itself; the rest is read anew.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn with_loras(&self, files: &ModelFiles) -> Result<Self> {
+        Self::load_beside(files, &self.backend, Some(self).filter(|model| !model.is_changed))
+    }
+
+    fn load_beside(files: &ModelFiles, backend: &Backend, plain: Option<&Self>) -> Result<Self> {
+        let Network { file, checkpoint: network, layout, family } = files.network()?;
         let failed = |source: ModelError| LoadError::Part { part: "network", file: file.to_string(), source };
-        let network = network(&file.checkpoint);
-        let unet = Unet::load(&network, backend).map_err(failed)?;
-        let family = Family::of(unet.layout()).map_err(|error: DetectError| failed(error.into()))?;
         let training = Training::of(family, &network, &file.checkpoint).map_err(|error| failed(error.into()))?;
-        let text = load_text(files, backend)?;
-        if let Some(found) = text.as_ref().map(TextEncoder::model).filter(|found| *found != text_model(family)) {
+        let encoders = TextFiles::of(files);
+        let patches = Patches::new(&files.loras, &Targets::of(&layout, &encoders.parts()?), family)?;
+        let unet = match plain.filter(|_| !patches.change(&[Part::Unet])) {
+            Some(plain) => plain.unet.clone(),
+            None => {
+                let of_unet = patches.of(Part::Unet);
+                let layers = Layers { patches: Some(&of_unet), ..Layers::new(&network, backend) };
+                Arc::new(Unet::load_layers(&layers).map_err(failed)?)
+            }
+        };
+        let text = match plain.filter(|_| !patches.change(&[Part::ClipL, Part::ClipG, Part::ClipH])) {
+            Some(plain) => plain.text.clone(),
+            None => encoders.load(backend, &patches)?.map(Arc::new),
+        };
+        if let Some(found) = text.as_ref().map(|text| text.model()).filter(|found| *found != text_model(family)) {
             return Err(LoadError::TextFamily { family, found });
         }
+        let vae = match plain {
+            Some(plain) => plain.vae.clone(),
+            None => load_vae(files, backend)?.map(Arc::new),
+        };
         Ok(Self {
             family,
             purpose: Purpose::of(unet.layout()),
             sampling: Arc::new(sampling(training)?),
             latent_scale: family.latent_scale(),
-            text: text.map(Arc::new),
-            vae: load_vae(files, backend)?.map(Arc::new),
+            text,
+            vae,
             embeddings: files.embeddings.clone(),
             backend: backend.clone(),
-            unet: Arc::new(unet),
+            unused: patches.unused,
+            is_changed: !files.loras.is_empty(),
+            unet,
         })
     }
 }
@@ -207,19 +263,47 @@ fn load_vae(files: &ModelFiles, backend: &Backend) -> Result<Option<Vae>> {
     Vae::load(&part, backend).map(Some).map_err(failed)
 }
 
-/// Loads the text encoders of files of their own, which must have some, or of the checkpoint, which may.
-fn load_text(files: &ModelFiles, backend: &Backend) -> Result<Option<TextEncoder>> {
-    let from: Vec<&File> = match files.clip.is_empty() {
-        true => files.checkpoint.iter().collect(),
-        false => files.clip.iter().collect(),
-    };
-    let checkpoints: Vec<_> = from.iter().map(|file| &file.checkpoint).collect();
-    match TextEncoder::load(&checkpoints, backend) {
-        Ok(text) => Ok(Some(text)),
-        Err(TextError::Encoders { found }) if found.is_empty() && files.clip.is_empty() => Ok(None),
-        Err(source) => {
-            let names: Vec<_> = from.iter().map(ToString::to_string).collect();
-            Err(LoadError::Text { files: names.join(" and "), source })
+/// The files in which text encoders are looked for: files of their own, which must have some, or the checkpoint, which may.
+struct TextFiles<'a> {
+    files: Vec<&'a File>,
+    checkpoints: Vec<&'a Checkpoint>,
+    are_needed: bool,
+}
+
+impl<'a> TextFiles<'a> {
+    fn of(files: &'a ModelFiles) -> Self {
+        let are_needed = !files.clip.is_empty();
+        let files: Vec<&File> =
+            if are_needed { files.clip.iter().collect() } else { files.checkpoint.iter().collect() };
+        Self { checkpoints: files.iter().map(|file| &file.checkpoint).collect(), files, are_needed }
+    }
+
+    fn failed(&self, source: TextError) -> LoadError {
+        let names: Vec<_> = self.files.iter().map(ToString::to_string).collect();
+        LoadError::Text { files: names.join(" and "), source }
+    }
+
+    /// The encoders, each with how many layers it has.
+    fn parts(&self) -> Result<Vec<(Part, usize)>> {
+        let layers = TextEncoder::layers(&self.checkpoints).map_err(|source| self.failed(source))?;
+        Ok(layers.into_iter().map(|(clip, layers)| (part(clip), layers)).collect())
+    }
+
+    fn load(&self, backend: &Backend, patches: &Patches<'_>) -> Result<Option<TextEncoder>> {
+        let of = [Clip::L, Clip::G, Clip::H].map(|clip| (clip, patches.of(part(clip))));
+        let of_clip = |clip| of.iter().find(|(of, _)| *of == clip).map(|(_, patches)| patches as &dyn Patch);
+        match TextEncoder::load_patched(&self.checkpoints, backend, of_clip) {
+            Ok(text) => Ok(Some(text)),
+            Err(TextError::Encoders { found }) if found.is_empty() && !self.are_needed => Ok(None),
+            Err(source) => Err(self.failed(source)),
         }
+    }
+}
+
+fn part(clip: Clip) -> Part {
+    match clip {
+        Clip::L => Part::ClipL,
+        Clip::G => Part::ClipG,
+        Clip::H => Part::ClipH,
     }
 }

@@ -19,6 +19,7 @@ use kernels::threads::Share;
 use weights::checkpoint::Checkpoint;
 
 use crate::{
+    layers::Patch,
     ops::Backend,
     watch::{Progress, Unwatched, Watch},
 };
@@ -118,14 +119,26 @@ impl TextEncoder {
     /// # Errors
     /// If the encoders make up no model, or a tensor is missing, misshapen or not finite.
     pub fn load(files: &[&Checkpoint], backend: &Backend) -> Result<Self> {
-        let mut found = Vec::new();
-        for file in files {
-            found.extend(layout::find(file)?.into_iter().map(|layout| (layout, *file)));
-        }
-        found.sort_by_key(|(layout, _)| layout.clip);
+        Self::load_patched(files, backend, |_| None)
+    }
+
+    /// Loads the text encoders, each with what changes its weights by the names of transformers, without `text_model.`.
+    pub(super) fn load_patched<'a>(
+        files: &[&Checkpoint],
+        backend: &Backend,
+        patches: impl Fn(Clip) -> Option<&'a dyn Patch>,
+    ) -> Result<Self> {
+        let found = find(files)?;
         let model = TextModel::of(&found.iter().map(|(layout, _)| layout.clip).collect::<Vec<_>>())?;
-        let load = |(layout, file): &(_, &Checkpoint)| Transformer::load(file, layout, backend);
+        let load = |(layout, file): &(layout::Layout, &Checkpoint)| {
+            Transformer::load(file, layout, backend, patches(layout.clip))
+        };
         Ok(Self { model, encoders: found.iter().map(load).collect::<Result<_>>()? })
+    }
+
+    /// The text encoders of files, each with how many layers it has.
+    pub(super) fn layers(files: &[&Checkpoint]) -> Result<Vec<(Clip, usize)>> {
+        Ok(find(files)?.into_iter().map(|(layout, _)| (layout.clip, layout.layers)).collect())
     }
 
     /// The model that these encoders belong to.
@@ -193,6 +206,16 @@ impl TextEncoder {
         });
         Ok(Encoded { cond: Tensor::cat(&conds, 2)?.contiguous()?, pooled, warnings: distinct })
     }
+}
+
+/// The encoders of all files, L before G.
+fn find<'a>(files: &[&'a Checkpoint]) -> Result<Vec<(layout::Layout, &'a Checkpoint)>> {
+    let mut found = Vec::new();
+    for file in files {
+        found.extend(layout::find(file)?.into_iter().map(|layout| (layout, *file)));
+    }
+    found.sort_by_key(|(layout, _)| layout.clip);
+    Ok(found)
 }
 
 /// Encodes chunks one behind the other, to [1, 77*chunks, c] and the pooled output of the first, [1, c].

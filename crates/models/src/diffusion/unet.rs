@@ -81,8 +81,11 @@ impl Unet {
     /// # Errors
     /// If a tensor is missing, has another shape, or holds a value that is no number.
     pub fn load(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self> {
-        let layout = layout::Unet::infer(&checkpoint.shapes(), checkpoint.metadata())?;
-        let layers = &Layers { checkpoint, backend };
+        Self::load_layers(&Layers::new(checkpoint, backend))
+    }
+
+    pub(super) fn load_layers(layers: &Layers<'_>) -> Result<Self> {
+        let layout = layout::Unet::infer(&layers.checkpoint.shapes(), layers.checkpoint.metadata())?;
         let up = |(number, block): (usize, &OutputBlock)| -> Result<_> {
             let name = format!("output_blocks.{number}");
             let conv = format!("{name}.{}.conv", 1 + usize::from(block.depth > 0));

@@ -57,7 +57,7 @@ impl Vae {
     /// If a tensor is missing, has another shape, or holds a value that is no number.
     pub fn load(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self> {
         let layout = layout::Vae::infer(&checkpoint.shapes())?;
-        let layers = &Layers { checkpoint, backend };
+        let layers = &Layers::new(checkpoint, backend);
         let levels = layout.levels.len();
         let blocks = |name: &str, count: usize| -> Result<Vec<_>> {
             (0..count).map(|i| ResBlock::load(layers, &format!("{name}.block.{i}"))).collect()

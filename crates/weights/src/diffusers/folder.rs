@@ -90,8 +90,9 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     }
     let whole = match parts.is_empty() {
         true => open_part(path)?.ok_or_else(|| FolderError::NoModel { path: path.to_owned() })?,
-        false => Checkpoint::joined(parts)
-            .map_err(|source| FolderError::Checkpoint { path: path.to_owned(), source })?,
+        false => {
+            Checkpoint::joined(parts).map_err(|source| FolderError::Checkpoint { path: path.to_owned(), source })?
+        }
     };
     Ok(whole.with_metadata(scheduler(&path.join("scheduler/scheduler_config.json"))?))
 }

@@ -62,8 +62,7 @@ struct Plan {
 impl UnetNames {
     /// The names of a UNet of these sizes.
     pub fn of(unet: &Unet) -> Self {
-        let mut plan =
-            Plan { has_middle_transformer: unet.middle.is_some_and(|depth| depth > 0), ..Plan::default() };
+        let mut plan = Plan { has_middle_transformer: unet.middle.is_some_and(|depth| depth > 0), ..Plan::default() };
         let mut blocks = 0;
         for block in &unet.input {
             match block {
@@ -85,7 +84,13 @@ impl UnetNames {
 
     /// The names of the UNet, or of the encoder of a ControlNet, whose tensors have these names of diffusers.
     pub fn of_diffusers(shapes: &Shapes) -> Self {
-        let count = |list: &str| count(shapes.range(list.to_owned()..).map(|(name, _)| &**name).take_while(|name| name.starts_with(list)), list).min(MOST);
+        let count = |list: &str| {
+            count(
+                shapes.range(list.to_owned()..).map(|(name, _)| &**name).take_while(|name| name.starts_with(list)),
+                list,
+            )
+            .min(MOST)
+        };
         let has = |name: String| shapes.contains_key(&name);
         let down = |level: usize| {
             let name = format!("down_blocks.{level}");

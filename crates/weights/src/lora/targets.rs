@@ -81,7 +81,8 @@ impl Targets {
                 }
                 // Older versions keep layers of attention in a processor, and have no list of outputs.
                 let processor = name.replace(".to_", ".processor.to_");
-                let processor = processor.strip_suffix(".to_out.0").map(|name| format!("{name}.to_out")).unwrap_or(processor);
+                let processor =
+                    processor.strip_suffix(".to_out.0").map(|name| format!("{name}.to_out")).unwrap_or(processor);
                 for prefix in ["", "unet."] {
                     self.add(format!("{prefix}{name}"), &target);
                     self.add(format!("{prefix}{processor}"), &target);

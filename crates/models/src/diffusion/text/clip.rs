@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::ModelError,
-    layers::{plain, plus, then, values},
+    layers::{Patch, plain, plus, then, values},
     ops::{self, Backend, Function, Linear, Mask, Norm},
     watch::Progress,
 };
@@ -54,8 +54,13 @@ pub(super) struct Wanted {
 
 impl Transformer {
     /// Loads what `layout` says from a file.
-    pub(super) fn load(checkpoint: &Checkpoint, layout: &Layout, backend: &Backend) -> Result<Self> {
-        let source = Source { checkpoint, layout, backend };
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        layout: &Layout,
+        backend: &Backend,
+        patches: Option<&dyn Patch>,
+    ) -> Result<Self> {
+        let source = Source { checkpoint, layout, backend, patches };
         let c = layout.width;
         let (tokens, positions, norm) = match layout.spelling {
             Spelling::Transformers => {
@@ -190,7 +195,8 @@ impl Layer {
         Ok(match source.layout.spelling {
             Spelling::Transformers => {
                 let name = |part: &str| format!("encoder.layers.{i}.{part}");
-                let projection = |part: &str| source.linear(&name(&format!("self_attn.{part}")), c, c);
+                let linear = |part: &str, outputs, inputs| source.linear(&name(part), &name(part), outputs, inputs);
+                let projection = |part: &str| linear(&format!("self_attn.{part}"), c, c);
                 Self {
                     layer_norm1: source.norm(&name("layer_norm1"))?,
                     q_proj: projection("q_proj")?,
@@ -198,8 +204,8 @@ impl Layer {
                     v_proj: projection("v_proj")?,
                     out_proj: projection("out_proj")?,
                     layer_norm2: source.norm(&name("layer_norm2"))?,
-                    fc1: source.linear(&name("mlp.fc1"), hidden, c)?,
-                    fc2: source.linear(&name("mlp.fc2"), c, hidden)?,
+                    fc1: linear("mlp.fc1", hidden, c)?,
+                    fc2: linear("mlp.fc2", c, hidden)?,
                     heads,
                     activation,
                 }
@@ -208,19 +214,22 @@ impl Layer {
                 let name = |part: &str| format!("transformer.resblocks.{i}.{part}");
                 let weight = source.numbers(&name("attn.in_proj_weight"), &[3 * c, c])?; // q over k over v
                 let bias = source.numbers(&name("attn.in_proj_bias"), &[3 * c])?;
-                let projection = |block: usize| -> Result<Linear> {
+                let projection = |block: usize, plain: &str| -> Result<Linear> {
                     let part = |x: &Tensor| x.narrow(0, block * c, c)?.contiguous();
-                    Ok(Linear::new(source.backend, &part(&weight)?, Some(&part(&bias)?))?)
+                    source.layer(&format!("encoder.layers.{i}.self_attn.{plain}"), part(&weight)?, part(&bias)?)
+                };
+                let linear = |part: &str, plain: &str, outputs, inputs| {
+                    source.linear(&name(part), &format!("encoder.layers.{i}.{plain}"), outputs, inputs)
                 };
                 Self {
                     layer_norm1: source.norm(&name("ln_1"))?,
-                    q_proj: projection(0)?,
-                    k_proj: projection(1)?,
-                    v_proj: projection(2)?,
-                    out_proj: source.linear(&name("attn.out_proj"), c, c)?,
+                    q_proj: projection(0, "q_proj")?,
+                    k_proj: projection(1, "k_proj")?,
+                    v_proj: projection(2, "v_proj")?,
+                    out_proj: linear("attn.out_proj", "self_attn.out_proj", c, c)?,
                     layer_norm2: source.norm(&name("ln_2"))?,
-                    fc1: source.linear(&name("mlp.c_fc"), hidden, c)?,
-                    fc2: source.linear(&name("mlp.c_proj"), c, hidden)?,
+                    fc1: linear("mlp.c_fc", "mlp.fc1", hidden, c)?,
+                    fc2: linear("mlp.c_proj", "mlp.fc2", c, hidden)?,
                     heads,
                     activation,
                 }
@@ -244,11 +253,13 @@ impl Layer {
 
 /// Where the tensors of an encoder come from.
 ///
-/// The reference keeps them as f16 whatever the file holds and wherever it computes, so that every number is rounded here.
+/// The reference keeps them as f16 whatever the file holds and wherever it computes, so that every number is rounded here, and
+/// once more where it was changed.
 struct Source<'a> {
     checkpoint: &'a Checkpoint,
     layout: &'a Layout,
     backend: &'a Backend,
+    patches: Option<&'a dyn Patch>,
 }
 
 impl Source<'_> {
@@ -279,10 +290,24 @@ impl Source<'_> {
         Ok(self.halves(name, shape)?.to_dtype(DType::F32)?)
     }
 
-    fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+    /// Reads the layer `name`, which transformers call `plain`.
+    fn linear(&self, name: &str, plain: &str, outputs: usize, inputs: usize) -> Result<Linear> {
         let weight = self.numbers(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = self.numbers(&format!("{name}.bias"), &[outputs])?;
+        self.layer(plain, weight, bias)
+    }
+
+    /// Makes a layer of what was read for it.
+    fn layer(&self, plain: &str, weight: Tensor, bias: Tensor) -> Result<Linear> {
+        let weight = self.patched(&format!("{plain}.weight"), weight)?;
+        let bias = self.patched(&format!("{plain}.bias"), bias)?;
         Ok(Linear::new(self.backend, &weight, Some(&bias))?)
+    }
+
+    /// Changes a tensor that transformers call `plain`.
+    fn patched(&self, plain: &str, x: Tensor) -> Result<Tensor> {
+        let Some(patches) = self.patches else { return Ok(x) };
+        Ok(patches.patched(plain, x)?.to_dtype(DType::F16)?.to_dtype(DType::F32)?)
     }
 
     fn norm(&self, name: &str) -> Result<Norm> {
@@ -311,6 +336,7 @@ impl Source<'_> {
         } else {
             self.halves_of(&bare, &c)?.t()?.contiguous()?
         };
-        Ok(Linear::new(self.backend, &weight.to_dtype(DType::F32)?, None)?)
+        let weight = self.patched("text_projection.weight", weight.to_dtype(DType::F32)?)?;
+        Ok(Linear::new(self.backend, &weight, None)?)
     }
 }

@@ -162,7 +162,8 @@ impl Training {
     pub fn of(family: Family, network: &Checkpoint, file: &Checkpoint) -> Result<Self, CheckpointError> {
         /// Biases that are spread wider than this are those of a network that predicts the velocity.
         const SPREAD: f64 = 0.09;
-        let says = |marker: &str| file.tensors().contains_key(marker) || file.others().iter().any(|name| name == marker);
+        let says =
+            |marker: &str| file.tensors().contains_key(marker) || file.others().iter().any(|name| name == marker);
         let number = |marker: &str| file.read_f32(marker).map(|numbers| numbers.first().copied());
         let said = |key: &str| file.metadata().get(key).map(String::as_str);
         match said(diffusers::PREDICTION) {
@@ -175,7 +176,8 @@ impl Training {
         }
         match family {
             Family::Sd2 | Family::Sd2Unclip => {
-                let is_plain = network.tensors().get("input_blocks.0.0.weight").is_some_and(|info| info.shape[1..2] == [4]);
+                let is_plain =
+                    network.tensors().get("input_blocks.0.0.weight").is_some_and(|info| info.shape[1..2] == [4]);
                 let bias = "output_blocks.11.1.transformer_blocks.0.norm1.bias";
                 let is_velocity = is_plain
                     && network.tensors().contains_key(bias)
@@ -208,8 +210,12 @@ pub fn network(file: &Checkpoint) -> Checkpoint {
     const PREFIXES: [&str; 3] = ["model.diffusion_model.", "model.model.", "net."];
     const FEW: usize = 5;
     let count = |prefix: &str| file.tensors().keys().filter(|name| name.starts_with(prefix)).count();
-    let (most, prefix) =
-        PREFIXES.map(|prefix| (count(prefix), prefix)).into_iter().rev().max_by_key(|(count, _)| *count).expect("three");
+    let (most, prefix) = PREFIXES
+        .map(|prefix| (count(prefix), prefix))
+        .into_iter()
+        .rev()
+        .max_by_key(|(count, _)| *count)
+        .expect("three");
     let part = file.part(if most > FEW { prefix } else { "model." });
     diffusers::unet_as_ldm(if part.tensors().is_empty() { file.clone() } else { part })
 }
