@@ -4,6 +4,7 @@ mod models;
 mod networks;
 mod noise;
 mod schedules;
+mod stored;
 mod text;
 
 use super::pixels::Op;
@@ -25,6 +26,8 @@ pub const OPS: &[(&str, Op)] = &[
     ("clip_encode", text::clip_encode),
     ("clip_encode_sdxl", text::clip_encode_sdxl),
     ("size_embedding", text::size_embedding),
+    ("stored_precision", stored::stored_precision),
+    ("lora", stored::lora),
     ("unet_forward", networks::unet_forward),
     ("controlnet_forward", networks::controlnet_forward),
     ("vae_encode", networks::vae_encode),

@@ -20,18 +20,18 @@ use crate::goldens::{
     cases::{Case, Tensor, Tensors},
 };
 
-fn to_device(tensor: &Tensor) -> Result<DeviceTensor, Failure> {
+pub fn to_device(tensor: &Tensor) -> Result<DeviceTensor, Failure> {
     let numbers = DeviceTensor::from_vec(tensor.data.clone(), tensor.shape.as_slice(), &Device::Cpu);
     Ok(numbers.map_err(ModelError::from)?)
 }
 
-fn from_device(tensor: &DeviceTensor) -> Result<Tensor, Failure> {
+pub fn from_device(tensor: &DeviceTensor) -> Result<Tensor, Failure> {
     let numbers = tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(ModelError::from)?;
     Ok(Tensor::floats(tensor.dims(), numbers))
 }
 
 /// Between pictures, [b, h, w, c], and maps, [b, c, h, w].
-fn permuted(tensor: &DeviceTensor, order: [usize; 4]) -> Result<DeviceTensor, Failure> {
+pub fn permuted(tensor: &DeviceTensor, order: [usize; 4]) -> Result<DeviceTensor, Failure> {
     Ok(tensor.permute(order).and_then(|tensor| tensor.contiguous()).map_err(ModelError::from)?)
 }
 
