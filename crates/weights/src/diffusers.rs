@@ -4,10 +4,12 @@
 //! names, folders, most LoRAs and many ControlNets those of diffusers. [`UnetNames`] and [`vae`] turn one into the other,
 //! [`open`] shows a folder as a single checkpoint with LDM's names.
 
+mod controlnet;
 mod folder;
 mod unet;
 pub mod vae;
 
+pub use controlnet::controlnet_as_ldm;
 pub use folder::{FolderError, open};
 pub(crate) use folder::{PREDICTION, ZERO_TERMINAL_SNR};
 pub use unet::UnetNames;

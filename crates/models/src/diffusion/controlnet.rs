@@ -1,7 +1,7 @@
 //! The control net of Stable Diffusion 1, 2 and XL (Zhang et al. 2023): what a picture has to say to a UNet.
 
 use candle_core::Tensor;
-use weights::{checkpoint::Checkpoint, detect::diffusion as layout};
+use weights::{checkpoint::Checkpoint, detect::diffusion as layout, diffusers::controlnet_as_ldm};
 
 use super::unet::{Inputs, Trunk};
 use crate::{
@@ -35,13 +35,14 @@ pub struct Residuals {
 }
 
 impl ControlNet {
-    /// Loads the network whose tensors `checkpoint` has, below `control_model.` or without a prefix.
+    /// Loads the network whose tensors `checkpoint` has: below `control_model.` or without a prefix, by their own names or those of
+    /// diffusers.
     ///
     /// # Errors
     /// If a tensor is missing, has another shape, or holds a value that is no number.
     pub fn load(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self> {
         let part = checkpoint.part("control_model.");
-        let checkpoint = if part.tensors().is_empty() { checkpoint } else { &part };
+        let checkpoint = if part.tensors().is_empty() { &controlnet_as_ldm(checkpoint.clone()) } else { &part };
         let layout = layout::ControlNet::infer(&checkpoint.shapes(), checkpoint.metadata())?;
         let layers = &Layers::new(checkpoint, backend);
         let hint_conv =
