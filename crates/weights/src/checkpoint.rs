@@ -24,6 +24,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 pub use save::Float;
+pub(crate) use save::{Planned, narrowed, save};
 use source::Source;
 
 /// Why a file is no checkpoint that can be read.

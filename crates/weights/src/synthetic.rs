@@ -16,6 +16,8 @@
 //!
 //! so that variance is kept through a linear layer. Such a model draws nothing meaningful.
 
+pub mod diffusion;
+
 use std::collections::BTreeMap;
 
 use safetensors::tensor::{Dtype, TensorView};

@@ -20,7 +20,7 @@ pub enum Float {
 }
 
 impl Float {
-    fn dtype(self) -> Dtype {
+    pub(crate) fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
@@ -66,72 +66,94 @@ impl Checkpoint {
         float: Option<Float>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".weights-");
-        #[cfg(unix)]
-        {
-            // As any new file: the process's mask decides.
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        }
-        let mut file = builder.tempfile_in(folder).map_err(CheckpointError::Write)?;
-        self.write_safetensors(&mut file, names, float, metadata)?;
-        file.as_file().sync_all().map_err(CheckpointError::Write)?;
-        file.persist(path).map_err(|error| CheckpointError::Write(error.error))?;
-        Ok(())
-    }
-
-    /// Writes what [`Self::save_safetensors`] does to `out`.
-    fn write_safetensors<'a>(
-        &self,
-        out: impl Write,
-        names: impl IntoIterator<Item = &'a str>,
-        float: Option<Float>,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<()> {
         let info = |name: &'a str| Ok((name, self.info(name)?));
-        let mut tensors: Vec<(&str, &TensorInfo)> = names.into_iter().map(info).collect::<Result<_>>()?;
-        // The largest numbers first, so that all lie at a multiple of their size, then by name.
-        tensors.sort_by_key(|(name, info)| (Reverse(stored(info, float).bytes()), *name));
-        tensors.dedup_by_key(|(name, _)| *name);
-
-        let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!(metadata));
-        let mut at = 0;
-        for (name, info) in &tensors {
-            let dtype = stored(info, float);
-            let end = at + info.elements() * dtype.bytes();
-            let entry = json!({"dtype": show(dtype), "shape": info.shape, "data_offsets": [at, end]});
-            header.insert((*name).to_owned(), entry);
-            at = end;
-        }
-        let mut header = Value::Object(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-
-        let mut out = BufWriter::new(out);
-        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(CheckpointError::Write)?;
-        out.write_all(&header).map_err(CheckpointError::Write)?;
-        for (name, info) in tensors {
-            let bytes = match float {
+        let infos: BTreeMap<&str, &TensorInfo> = names.into_iter().map(info).collect::<Result<_>>()?;
+        let plan = |(name, info): (&&'a str, &&TensorInfo)| Planned {
+            name: (*name).to_owned(),
+            dtype: stored(info, float),
+            shape: info.shape.clone(),
+        };
+        save(path, infos.iter().map(plan).collect(), metadata, |Planned { name, .. }| {
+            let info = infos[name.as_str()];
+            match float {
                 Some(float) if is_fractional(info.dtype) && info.dtype != float.dtype() => {
-                    self.narrowed(name, info, float)?
+                    narrowed(name, &self.read_f32(name)?, float)
                 }
-                _ => self.bytes_of(info)?,
-            };
-            out.write_all(&bytes).map_err(CheckpointError::Write)?;
-        }
-        out.flush().map_err(CheckpointError::Write)
-    }
-
-    fn narrowed(&self, name: &str, info: &TensorInfo, float: Float) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(info.elements() * float.dtype().bytes());
-        for value in self.read_f32(name)? {
-            if !float.put(value, &mut bytes) {
-                return Err(CheckpointError::NotFinite { tensor: name.to_owned(), value, dtype: show(float.dtype()) });
+                _ => self.bytes_of(info),
             }
-        }
-        Ok(bytes)
+        })
     }
+}
+
+/// A tensor that is to be written.
+pub(crate) struct Planned {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// Writes a new safetensors file at `path`, of which no more than one tensor is in memory: `bytes` gives that of each. The file
+/// appears whole or not at all, in place of one that may be there.
+pub(crate) fn save(
+    path: &Path,
+    tensors: Vec<Planned>,
+    metadata: &BTreeMap<String, String>,
+    bytes: impl FnMut(&Planned) -> Result<Vec<u8>>,
+) -> Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".weights-");
+    #[cfg(unix)]
+    {
+        // As any new file: the process's mask decides.
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder).map_err(CheckpointError::Write)?;
+    write(&mut file, tensors, metadata, bytes)?;
+    file.as_file().sync_all().map_err(CheckpointError::Write)?;
+    file.persist(path).map_err(|error| CheckpointError::Write(error.error))?;
+    Ok(())
+}
+
+/// Writes what [`save`] does to `out`.
+fn write(
+    out: impl Write,
+    mut tensors: Vec<Planned>,
+    metadata: &BTreeMap<String, String>,
+    mut bytes: impl FnMut(&Planned) -> Result<Vec<u8>>,
+) -> Result<()> {
+    // The largest numbers first, so that all lie at a multiple of their size, then by name.
+    tensors.sort_by_key(|tensor| (Reverse(tensor.dtype.bytes()), tensor.name.clone()));
+
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!(metadata));
+    let mut at = 0;
+    for Planned { name, dtype, shape } in &tensors {
+        let end = at + shape.iter().product::<usize>() * dtype.bytes();
+        header.insert(name.clone(), json!({"dtype": show(*dtype), "shape": shape, "data_offsets": [at, end]}));
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut out = BufWriter::new(out);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(CheckpointError::Write)?;
+    out.write_all(&header).map_err(CheckpointError::Write)?;
+    for tensor in &tensors {
+        out.write_all(&bytes(tensor)?).map_err(CheckpointError::Write)?;
+    }
+    out.flush().map_err(CheckpointError::Write)
+}
+
+/// Rounds the numbers of tensor `name` to `float`.
+pub(crate) fn narrowed(name: &str, values: &[f32], float: Float) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(values.len() * float.dtype().bytes());
+    for &value in values {
+        if !float.put(value, &mut bytes) {
+            return Err(CheckpointError::NotFinite { tensor: name.to_owned(), value, dtype: show(float.dtype()) });
+        }
+    }
+    Ok(bytes)
 }
 
 /// Says whether numbers of this type can have fractions.

@@ -4,4 +4,5 @@
 mod checkpoints;
 mod conversion;
 mod detection;
+mod diffusion;
 mod goldens;

@@ -64,6 +64,11 @@ impl ControlNet {
         std::iter::once(self.unet.model_channels).chain(blocks)
     }
 
+    /// Lists every tensor of the network with its shape.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        self.parts().into_iter().map(|part| (part.name, part.shape))
+    }
+
     fn parts(&self) -> Vec<Part> {
         let mut to = Builder::default();
         self.unet.add_trunk(&mut to);

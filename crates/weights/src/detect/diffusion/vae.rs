@@ -59,6 +59,11 @@ impl Vae {
         self.levels.last().copied().unwrap_or(self.ch)
     }
 
+    /// Lists every tensor of the network with its shape.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        self.parts().into_iter().map(|part| (part.name, part.shape))
+    }
+
     fn parts(&self) -> Vec<Part> {
         let mut to = Builder::default();
         let (deepest, z, embed) = (self.deepest(), self.z_channels, self.embed_dim);
