@@ -67,6 +67,12 @@ pub enum ModelError {
         /// Why, if it is not its shape alone.
         source: Option<Box<ModelError>>,
     },
+    /// A file holds no more than what differs from another network, and that was not given.
+    #[error("this control net is a {kind}: it can be loaded only with the checkpoint of the model that it steers")]
+    NeedsBase {
+        /// What it is.
+        kind: &'static str,
+    },
     /// Latents or a picture cannot be cut in such tiles.
     #[error(
         "tiles of {width} x {height} with an overlap of {overlap} cannot be blended: the overlap must be less than half of \

@@ -1,12 +1,16 @@
 //! The control net of Stable Diffusion 1, 2 and XL (Zhang et al. 2023): what a picture has to say to a UNet.
 
-use candle_core::Tensor;
-use weights::{checkpoint::Checkpoint, detect::diffusion as layout, diffusers::controlnet_as_ldm};
+use candle_core::{Device, Tensor};
+use weights::{
+    checkpoint::Checkpoint,
+    detect::diffusion::{self as layout, network},
+    diffusers::controlnet_as_ldm,
+};
 
 use super::unet::{Inputs, Trunk};
 use crate::{
     error::{ModelError, Result},
-    layers::{Layers, check_shape, plain, then},
+    layers::{Layers, Patch, check_shape, plain, then, values},
     ops::{self, Backend, Conv2d, Function},
     watch::{Progress, Watch},
 };
@@ -39,12 +43,39 @@ impl ControlNet {
     /// diffusers.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or holds a value that is no number.
+    /// If a tensor is missing, has another shape, or holds a value that is no number, or if the file holds no more than what
+    /// differs from another network.
     pub fn load(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self> {
+        Self::load_beside(checkpoint, None, backend)
+    }
+
+    /// Loads what [`Self::load`] does, also where `checkpoint` holds no more than what differs from the network that the file `base`
+    /// holds: by adding to its weights (a file with a tensor `difference`), or in matrices of low rank (`lora_controlnet`).
+    ///
+    /// # Errors
+    /// As [`Self::load`], and if the two networks have other sizes.
+    pub fn load_beside(checkpoint: &Checkpoint, base: Option<&Checkpoint>, backend: &Backend) -> Result<Self> {
+        let is_marked = |marker: &str| {
+            checkpoint.tensors().contains_key(marker) || checkpoint.others().iter().any(|it| it == marker)
+        };
+        let base = |kind| base.map(network).ok_or(ModelError::NeedsBase { kind });
         let part = checkpoint.part("control_model.");
-        let checkpoint = if part.tensors().is_empty() { &controlnet_as_ldm(checkpoint.clone()) } else { &part };
-        let layout = layout::ControlNet::infer(&checkpoint.shapes(), checkpoint.metadata())?;
-        let layers = &Layers::new(checkpoint, backend);
+        let own = if part.tensors().is_empty() { controlnet_as_ldm(checkpoint.clone()) } else { part };
+        if is_marked("lora_controlnet") {
+            let base = base("control-LoRA")?;
+            let rest = base.renamed(|name| (!own.tensors().contains_key(name)).then(|| name.to_owned()));
+            let whole = Checkpoint::joined([own.clone(), rest])?;
+            return Self::load_layers(&Layers { patches: Some(&LowRank(own)), ..Layers::new(&whole, backend) });
+        }
+        if is_marked("difference") {
+            let base = Difference(base("difference from another network")?);
+            return Self::load_layers(&Layers { patches: Some(&base), ..Layers::new(&own, backend) });
+        }
+        Self::load_layers(&Layers::new(&own, backend))
+    }
+
+    fn load_layers(layers: &Layers<'_>) -> Result<Self> {
+        let layout = layout::ControlNet::infer(&layers.checkpoint.shapes(), layers.checkpoint.metadata())?;
         let hint_conv =
             |i: usize| layers.strided(&layout::ControlNet::hint_conv(i), layout::ControlNet::hint_stride(i), 1);
         let zero_conv = |i: usize| layers.conv(&format!("zero_convs.{i}.0"));
@@ -112,6 +143,46 @@ impl ControlNet {
             output: self.zero_convs.iter().zip(&skips).map(say).collect::<Result<_>>()?,
             middle: say((&self.middle_block_out, &middle))?,
         })
+    }
+}
+
+/// What a control-LoRA changes of the network that it is for: a layer's weight by the product of its `up` and its `down`.
+struct LowRank(Checkpoint);
+
+impl Patch for LowRank {
+    fn patched(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+        let layer = name.strip_suffix(".weight").unwrap_or(name);
+        let [up, down] = ["up", "down"].map(|part| format!("{layer}.{part}"));
+        if !self.0.tensors().contains_key(&up) {
+            return Ok(weight);
+        }
+        let [up, down] = [up, down].map(|part| rows(&self.0, &part));
+        let (up, down) = (up?, down?);
+        let (outputs, inputs) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?.max(1));
+        check_shape("up of a control-LoRA", &up, &[outputs, down.dim(0)?])?;
+        check_shape("down of a control-LoRA", &down, &[0, inputs])?;
+        let change = up.matmul(&down)?.reshape(weight.shape())?;
+        Ok((weight + change)?)
+    }
+}
+
+/// A tensor as a matrix of as many rows, f32 on the CPU.
+fn rows(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
+    let values = values(checkpoint, name)?;
+    let rows = checkpoint.tensors()[name].shape.first().copied().unwrap_or(1); // it was just read
+    let columns = values.len() / rows.max(1);
+    Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
+}
+
+/// The network to whose weights those of a file are added.
+struct Difference(Checkpoint);
+
+impl Patch for Difference {
+    fn patched(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+        let Some(info) = self.0.tensors().get(name) else { return Ok(weight) };
+        check_shape("weight of the control net's base", &weight, &info.shape)?;
+        let base = Tensor::from_vec(values(&self.0, name)?, weight.shape(), &Device::Cpu)?;
+        Ok((weight + base)?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Control nets at tiny sizes; their numbers are checked against the reference by the goldens program.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use models::{
     diffusion::{
@@ -7,6 +9,10 @@ use models::{
         unet::{Inputs, Unet},
     },
     watch::Unwatched,
+};
+use weights::{
+    checkpoint::Checkpoint,
+    synthetic::{self, Fill},
 };
 
 use crate::diffusion::{backends, check_close, checkpoint, tensor};
@@ -42,6 +48,81 @@ fn kernels_and_candle_agree_and_a_unet_takes_what_they_say() {
     let other = Inputs { x: &x.narrow(3, 0, 8).unwrap(), ..inputs };
     let error = unet.forward(other, Some(said), &Unwatched).unwrap_err().to_string();
     assert_eq!(error, "`output of the control net` should have shape [2, 32, 5, 8], but has [2, 32, 5, 9]");
+}
+
+/// A file of these tensors, and an empty one called `marker`.
+fn file(mut tensors: Vec<(String, Vec<usize>, Vec<f32>)>, marker: &str) -> Checkpoint {
+    tensors.push((marker.to_owned(), vec![0], vec![]));
+    let entry = |(name, shape, values)| (name, shape, Fill::Given(values));
+    let entries: Vec<_> = tensors.into_iter().map(entry).collect();
+    let heads = BTreeMap::from([("unet.num_heads".to_owned(), "8".to_owned())]);
+    Checkpoint::from_bytes(synthetic::with_metadata(&entries, heads)).unwrap()
+}
+
+#[test]
+fn what_differs_from_another_network_is_added_to_it() {
+    let net = checkpoint("control_sd1", "control_model.", |_| false);
+    let base = checkpoint("sd1", "model.diffusion_model.", |_| false);
+    let whole = |net: &Checkpoint, name: &String| (name.clone(), net.tensors()[name].shape.clone());
+    let read = |file: &Checkpoint, name: &str| file.read_f32(name).unwrap();
+    let (x, context) = (tensor("x", &[1, 4, 2, 2]), tensor("context", &[1, 7, 64]));
+    let inputs = Inputs { x: &x, timesteps: &[500.0], context: &context, y: None };
+    let hint = tensor("hint", &[1, 3, 16, 16]);
+    let say = |net: ControlNet| numbers(&net.forward(inputs, &hint, &Unwatched).unwrap().middle);
+    let close = |got: Vec<f32>, want: &[f32]| {
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-4), "{got:?} for {want:?}");
+    };
+    let backend = &backends()[0];
+    let wanted = say(ControlNet::load(&net, backend).unwrap());
+
+    let difference = |name: &String| {
+        let mut values = read(&net, name);
+        if base.tensors().contains_key(name) {
+            values.iter_mut().zip(read(&base, name)).for_each(|(value, base)| *value -= base);
+        }
+        let (name, shape) = whole(&net, name);
+        (name, shape, values)
+    };
+    let differences = file(net.tensors().keys().map(difference).collect(), "difference");
+    close(say(ControlNet::load_beside(&differences, Some(&base), backend).unwrap()), &wanted);
+    let error = ControlNet::load(&differences, backend).unwrap_err().to_string();
+    assert!(error.contains("difference from another network") && error.contains("checkpoint of the model"), "{error}");
+
+    // Layers of the way down as the base's and a change of rank 2; all else whole.
+    let changed = |name: &str| name == "input_blocks.1.0.in_layers.2.weight" || name.ends_with("attn1.to_q.weight");
+    let (mut whole_net, mut lora) = (Vec::new(), Vec::new());
+    for name in net.tensors().keys() {
+        let (name, shape) = whole(&net, name);
+        if !changed(&name) {
+            let values = if base.tensors().contains_key(&name) { read(&base, &name) } else { read(&net, &name) };
+            if !base.tensors().contains_key(&name) {
+                lora.push((name.clone(), shape.clone(), values.clone()));
+            }
+            whole_net.push((name, shape, values));
+            continue;
+        }
+        let layer = name.strip_suffix(".weight").unwrap();
+        let (o, rest) = (shape[0], &shape[1..]);
+        let inputs: usize = rest.iter().product();
+        let sides = |first: usize, rest: &[usize]| [&[first], rest].concat();
+        let ones = vec![1; rest.len() - 1];
+        let (up_shape, down_shape) = (sides(o, &sides(2, &ones)), sides(2, rest));
+        let up = synthetic::tensor(&format!("{layer}.up"), &up_shape);
+        let down = synthetic::tensor(&format!("{layer}.down"), &down_shape);
+        let mut values = read(&base, &name);
+        for (i, value) in values.iter_mut().enumerate() {
+            *value += (0..2).map(|r| up[i / inputs * 2 + r] * down[r * inputs + i % inputs]).sum::<f32>();
+        }
+        lora.push((format!("{layer}.up"), up_shape, up));
+        lora.push((format!("{layer}.down"), down_shape, down));
+        whole_net.push((name, shape, values));
+    }
+    assert!(lora.len() < net.tensors().len() / 3);
+    let lora = file(lora, "lora_controlnet");
+    let wanted = say(ControlNet::load(&file(whole_net, "nothing"), backend).unwrap());
+    close(say(ControlNet::load_beside(&lora, Some(&base), backend).unwrap()), &wanted);
+    let error = ControlNet::load(&lora, backend).unwrap_err().to_string();
+    assert!(error.contains("control-LoRA"), "{error}");
 }
 
 #[test]
