@@ -148,7 +148,11 @@ impl Case {
 
     /// What `models.json` says of the model that the case calls `key`.
     pub fn model(&self, key: &str) -> anyhow::Result<&Value> {
-        let name = self.body[key].as_str().with_context(|| format!("the case has no model `{key}`"))?;
+        self.model_named(self.body[key].as_str().with_context(|| format!("the case has no model `{key}`"))?)
+    }
+
+    /// What `models.json` says of the model of a name.
+    pub fn model_named(&self, name: &str) -> anyhow::Result<&Value> {
         self.set.models["models"].get(name).with_context(|| format!("models.json has no model `{name}`"))
     }
 
@@ -176,10 +180,12 @@ impl Case {
         let number = |value: &Value| value.as_f64().unwrap_or(0.0);
         match self.form {
             Form::Pixels => {
-                Tolerance { atol: number(&self.body["tolerance"][output]["max_abs"]), rtol: 0.0, rms: None }
+                let atol = number(&self.body["tolerance"][output]["max_abs"]);
+                Tolerance { atol, rtol: 0.0, rms: None, is_bytes: true }
             }
             Form::Diffusion => {
-                Tolerance { atol: number(&self.body["atol"]), rtol: number(&self.body["rtol"]), rms: None }
+                let (atol, rtol) = (number(&self.body["atol"]), number(&self.body["rtol"]));
+                Tolerance { atol, rtol, rms: None, is_bytes: false }
             }
             Form::Detailers => {
                 let kind = match output {
@@ -187,7 +193,7 @@ impl Case {
                     _ => "image",
                 };
                 let bound = |of: &str| number(&self.body["tolerance"][format!("{kind}_{of}")]);
-                Tolerance { atol: bound("max_abs"), rtol: 0.0, rms: Some(bound("rms")) }
+                Tolerance { atol: bound("max_abs"), rtol: 0.0, rms: Some(bound("rms")), is_bytes: false }
             }
         }
     }

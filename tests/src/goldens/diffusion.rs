@@ -3,6 +3,7 @@
 mod models;
 mod networks;
 mod noise;
+mod sampling;
 mod schedules;
 mod stored;
 mod text;
@@ -36,4 +37,17 @@ pub const OPS: &[(&str, Op)] = &[
     ("vae_decode", networks::vae_decode),
     ("vae_decode_tiled", networks::vae_decode_tiled),
     ("vae_decode_tiled_node", networks::vae_decode_tiled_node),
+    ("apply_model", sampling::apply_model),
+    ("ksampler", sampling::ksampler),
+    ("ksampler_conditioning", sampling::ksampler_conditioning),
+    ("ksampler_differential", sampling::ksampler_differential),
+    ("ksampler_control", sampling::ksampler_control),
+    ("ksampler_control_simple", sampling::ksampler_control_simple),
+    ("inpaint_model_conditioning", sampling::inpaint_model_conditioning),
+    ("img2img", sampling::img2img),
+    ("refiner_handover", sampling::refiner_handover),
+    ("impact_ksampler_wrapper", sampling::impact_ksampler_wrapper),
+    ("impact_separated_sample", sampling::impact_separated_sample),
+    ("impact_refiner", sampling::impact_refiner),
+    ("impact_advanced_wrapper", sampling::impact_advanced_wrapper),
 ];

@@ -11,6 +11,7 @@ use weights::{
 
 pub use super::file::File;
 use super::{
+    guidance::Network,
     lora::{LoraError, LoraFile, Patches, Unused},
     schedule::{ModelSampling, Prediction, ScheduleError},
     text::{Clip, TextEncoder, TextModel, embedding::Folder, error::TextError},
@@ -224,6 +225,13 @@ impl Model {
             is_changed: !files.loras.is_empty(),
             unet,
         })
+    }
+}
+
+impl Model {
+    /// What sampling takes of it.
+    pub fn network(&self) -> Network<'_> {
+        Network { unet: &self.unet, sampling: &self.sampling, latent_scale: self.latent_scale }
     }
 }
 

@@ -37,6 +37,12 @@ pub enum SampleError {
     /// The network could not be run, or whoever watched asked to stop.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// There are no noise levels to go down.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A recovery needs to know what was to change.
+    #[error("a recovery sampler needs a latent with a noise mask")]
+    NoMask,
     /// The prediction, or what the last step made of it, is infinite or no number.
     #[error("the latent of step {step} of {steps}, at sigma {sigma}, holds a value that is infinite or no number")]
     NotFinite {

@@ -11,6 +11,7 @@ mod chained;
 mod controlnet;
 mod diffusion;
 mod goldens;
+mod guidance;
 mod ops;
 mod refusals;
 mod samplers;

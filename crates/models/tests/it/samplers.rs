@@ -6,19 +6,19 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use models::diffusion::conditioning::Conditioning;
+use models::diffusion::guidance::{Network, Prompts};
 use models::diffusion::random::initial_noise;
 use models::diffusion::samplers::{Both, Denoiser, SAMPLERS, SampleError, Sampled, Settings, Step, sample, sampler};
+use models::diffusion::sampling::{self, Latent, Noise, Task};
 use models::diffusion::schedule::{ModelSampling, Prediction, scheduler};
-use models::diffusion::unet::{Inputs, Unet};
+use models::diffusion::unet::Unet;
 use models::error::ModelError;
 use models::ops::Backend;
 use models::watch::{Unwatched, Watch};
 use serde_json::Value;
 use weights::checkpoint::Checkpoint;
 use weights::synthetic::{self, Fill};
-
-/// The factor between latents as they are stored and as SD 1.x samples them.
-const LATENT_SCALE: f32 = 0.18215;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/diffusion")
@@ -28,74 +28,12 @@ fn json(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(folder().join(name)).unwrap()).unwrap()
 }
 
-/// A tiny network with its prompts.
-struct Network {
-    unet: Unet,
-    model: ModelSampling,
-    cfg: f64,
-    positive: Tensor,
-    negative: Tensor,
-    shape: Vec<usize>,
-    mask: Option<Mask>,
-}
-
-/// What keeps a part of the latent, and what it is kept as.
-struct Mask {
-    mask: Vec<f32>,
-    latent: Vec<f32>,
-    noise: Vec<f32>,
-}
-
-impl Network {
-    /// The predictions by the negative prompt, and behind them those by the positive one.
-    fn predict(&self, x: &[f32], sigma: f32) -> Result<Vec<f32>, ModelError> {
-        let batch = self.shape[0];
-        let scale = self.model.input_scale(sigma);
-        let scaled: Vec<f32> = x.iter().map(|&x| (f64::from(x) * scale) as f32).collect();
-        let scaled = Tensor::from_vec(scaled, self.shape.as_slice(), &Device::Cpu)?;
-        let repeated = |context: &Tensor| context.repeat((batch, 1, 1));
-        let context = Tensor::cat(&[repeated(&self.negative)?, repeated(&self.positive)?], 0)?;
-        let timesteps = vec![self.model.timestep(sigma); 2 * batch];
-        let scaled = Tensor::cat(&[&scaled, &scaled], 0)?;
-        let inputs = Inputs { x: &scaled, timesteps: &timesteps, context: &context, y: None };
-        let out: Vec<f32> = self.unet.forward(inputs, None, &Unwatched)?.flatten_all()?.to_vec1()?;
-        let (of_x, of_out) = self.model.denoised_factors(sigma);
-        let denoised = |(&x, &out): (&f32, &f32)| (of_x * f64::from(x) + of_out * f64::from(out)) as f32;
-        Ok(x.iter().cycle().zip(&out).map(denoised).collect())
-    }
-}
-
-impl Denoiser for Network {
-    fn denoise(&mut self, x: &[f32], sigma: f32) -> Result<Vec<f32>, ModelError> {
-        Ok(self.denoise_both(x, sigma)?.denoised)
-    }
-
-    fn denoise_both(&mut self, x: &[f32], sigma: f32) -> Result<Both, ModelError> {
-        let mut input = x.to_vec();
-        if let Some(Mask { mask, latent, noise }) = &self.mask {
-            for (i, x) in input.iter_mut().enumerate() {
-                *x = *x * mask[i] + (latent[i] + sigma * noise[i]) * (1.0 - mask[i]);
-            }
-        }
-        let mut negative = self.predict(&input, sigma)?;
-        let positive = negative.split_off(x.len());
-        let guide = |(n, p): (&f32, &f32)| (f64::from(*n) + f64::from(p - n) * self.cfg) as f32;
-        let mut denoised: Vec<f32> = negative.iter().zip(&positive).map(guide).collect();
-        if let Some(Mask { mask, latent, .. }) = &self.mask {
-            for (i, value) in denoised.iter_mut().enumerate() {
-                *value = *value * mask[i] + latent[i] * (1.0 - mask[i]);
-            }
-        }
-        Ok(Both { denoised, negative })
-    }
-}
-
 /// The tensors of a recorded file.
 fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(folder().join(name), &Device::Cpu).unwrap().into_iter().collect()
 }
 
-fn unet() -> Unet {
+pub fn unet() -> Unet {
     let models = json("models.json");
     let shapes: BTreeMap<String, Vec<usize>> =
         serde_json::from_value(models["models"]["sd1"]["tensors"].clone()).unwrap();
@@ -108,19 +46,12 @@ fn unet() -> Unet {
 fn samplers_give_the_latents_of_the_reference() {
     let cases = json("cases.json");
     let recorded = tensors("samplers.safetensors");
-    let mut network = Network {
-        unet: unet(),
-        model: ModelSampling::discrete(Prediction::Epsilon, false),
-        cfg: 0.0,
-        positive: Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap(),
-        negative: Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap(),
-        shape: vec![],
-        mask: None,
-    };
+    let (unet, model) = (unet(), ModelSampling::discrete(Prediction::Epsilon, false));
+    let network = Network { unet: &unet, sampling: &model, latent_scale: 0.18215 }; // SD 1.x
     let (mut failures, mut seen) = (Vec::new(), BTreeSet::new());
-    let cases = cases["other_cases"].as_array().unwrap();
+    let cases = cases["cases"].as_array().unwrap();
     for case in cases.iter().filter(|case| case["op"] == "ksampler" && case["file"] == "samplers.safetensors") {
-        // One case of each sampler, with all its steps, and the mask whose noise is another.
+        // One case of each sampler, with all its steps, and the mask whose noise is another. The others are the goldens program's.
         let name = case["name"].as_str().unwrap();
         if !name.ends_with("/karras/plain") && name != "samplers/ddim/normal/mask" {
             continue;
@@ -128,30 +59,19 @@ fn samplers_give_the_latents_of_the_reference() {
         let params = &case["params"];
         let sampler = sampler(params["sampler"].as_str().unwrap()).unwrap();
         seen.insert(sampler.name);
-        let input = |name: &str| recorded[case["inputs"][name].as_str().unwrap()].clone();
+        let input = |name: &str| case["inputs"][name].as_str().map(|tensor| recorded[tensor].clone());
         let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-
-        network.cfg = params["cfg"].as_f64().unwrap();
-        (network.positive, network.negative) = (input("positive"), input("negative"));
-        let latent = input("latent");
-        network.shape = latent.dims().to_vec();
-        let (h, w) = (network.shape[2], network.shape[3]);
-        let latent: Vec<f32> = numbers(&latent).iter().map(|x| x * LATENT_SCALE).collect();
-        let seed = params["seed"].as_u64().unwrap();
-        let batch = network.shape[0];
-        let noise = initial_noise(seed, batch, latent.len() / batch);
-        network.mask = case["inputs"].get("noise_mask").map(|_| {
-            let mask = resized(&input("noise_mask"), h, w);
-            let mask = mask.iter().cycle().take(latent.len()).copied().collect();
-            let seed = seed.wrapping_add(sampler.mask_seed_offset);
-            Mask { mask, latent: latent.clone(), noise: initial_noise(seed, batch, latent.len() / batch) }
-        });
-
-        let sigmas = numbers(&input("sigmas"));
-        let scale = network.model.noise_scale(sigmas[0]) as f32;
-        let x = latent.iter().zip(&noise).map(|(latent, noise)| latent + scale * noise).collect();
-        let model = network.model.clone();
-        let settings = Settings { model: &model, sigmas: &sigmas, seed, brownian_range: None, watch: &Unwatched };
+        let [positive, negative] = ["positive", "negative"].map(|name| [Conditioning::new(input(name).unwrap(), None)]);
+        let task = Task {
+            network,
+            prompts: Prompts { positive: &positive, negative: &negative, cfg: params["cfg"].as_f64().unwrap() },
+            sampler,
+            seed: params["seed"].as_u64().unwrap(),
+            differential: None,
+            watch: &Unwatched,
+        };
+        let latent = Latent { noise_mask: input("noise_mask"), ..Latent::new(input("latent").unwrap()) };
+        let sigmas = numbers(&input("sigmas").unwrap());
         let mut got = BTreeMap::new();
         let mut index = 0;
         let mut keep = |step: &Step<'_>| {
@@ -159,9 +79,9 @@ fn samplers_give_the_latents_of_the_reference() {
             got.insert(format!("denoised.{index}"), step.denoised.to_vec());
             index += 1;
         };
-        let Sampled { latent, last_denoised } = sample(sampler, &mut network, x, &settings, &mut keep).unwrap();
-        assert_eq!(last_denoised.as_ref(), got.get(&format!("denoised.{}", index - 1)));
-        got.insert("samples".to_owned(), latent.iter().map(|x| x / LATENT_SCALE).collect());
+        let sampled = sampling::run(&task, &sigmas, None, Noise::Seed, &latent, &mut keep).unwrap();
+        assert!(sampled.last_denoised.is_some());
+        got.insert("samples".to_owned(), numbers(&sampled.samples));
 
         let tolerance = case["atol"].as_f64().unwrap() as f32;
         for (output, tensor) in case["outputs"].as_object().unwrap() {
@@ -179,24 +99,6 @@ fn samplers_give_the_latents_of_the_reference() {
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
     assert_eq!(seen.len(), SAMPLERS.len(), "every sampler has a case");
-}
-
-/// A mask, [.., height, width], brought to h x w with the nearest four values, weighed.
-fn resized(mask: &Tensor, h: usize, w: usize) -> Vec<f32> {
-    let dims = mask.dims();
-    let (height, width) = (dims[dims.len() - 2], dims[dims.len() - 1]);
-    let numbers = mask.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let place = |i: usize, from: usize, to: usize| {
-        let at = ((i as f32 + 0.5) * from as f32 / to as f32 - 0.5).max(0.0);
-        let below = (at as usize).min(from - 1);
-        (below, (below + 1).min(from - 1), at - below as f32)
-    };
-    let value = |y: usize, x: usize| {
-        let ((y0, y1, v), (x0, x1, u)) = (place(y, height, h), place(x, width, w));
-        let row = |y: usize| numbers[y * width + x0] * (1.0 - u) + numbers[y * width + x1] * u;
-        row(y0) * (1.0 - v) + row(y1) * v
-    };
-    (0..h * w).map(|i| value(i / w, i % w)).collect()
 }
 
 /// A network that knows its pictures: independent numbers of the normal distribution with this deviation.

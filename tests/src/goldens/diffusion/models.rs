@@ -41,7 +41,12 @@ struct Listed {
 
 /// The checkpoint that a case calls its model.
 pub fn checkpoint(case: &Case) -> Result<Checkpoint, Failure> {
-    let model: Listed = serde_json::from_value(case.model("model")?.clone()).context("models.json")?;
+    checkpoint_named(case, case.get("model").as_str().context("the case has no model")?)
+}
+
+/// A checkpoint of the set that a case belongs to.
+pub fn checkpoint_named(case: &Case, name: &str) -> Result<Checkpoint, Failure> {
+    let model: Listed = serde_json::from_value(case.model_named(name)?.clone()).context("models.json")?;
     let entry = |(name, shape): (String, Vec<usize>)| {
         let fill = match model.extra_scale.get(&name) {
             None => Fill::Synthetic,
@@ -53,16 +58,21 @@ pub fn checkpoint(case: &Case) -> Result<Checkpoint, Failure> {
     Ok(Checkpoint::from_bytes(synthetic::with_metadata(&entries, model.metadata)).context("the model of the case")?)
 }
 
-/// The model of a case, which is loaded once.
+/// The model of a case.
 pub fn model(case: &Case) -> Result<Model, Failure> {
+    model_named(case, case.get("model").as_str().context("the case has no model")?)
+}
+
+/// A model of the set that a case belongs to, which is loaded once.
+pub fn model_named(case: &Case, name: &str) -> Result<Model, Failure> {
     static LOADED: LazyLock<Mutex<HashMap<String, Model>>> = LazyLock::new(Mutex::default);
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = case.get("model").as_str().unwrap_or_default();
     let key = format!("{} {name}", case.folder().display());
     if let Some(model) = loaded.get(&key) {
         return Ok(model.clone());
     }
-    let model = Model::load(&ModelFiles::single(File::new(name, checkpoint(case)?)), &backend())?;
+    let checkpoint = checkpoint_named(case, name)?;
+    let model = Model::load(&ModelFiles::single(File::new(name, checkpoint)), &backend())?;
     loaded.insert(key, model.clone());
     Ok(model)
 }
