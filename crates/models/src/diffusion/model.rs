@@ -11,7 +11,7 @@ use weights::{
 
 pub use super::file::File;
 use super::{
-    guidance::Network,
+    guidance,
     lora::{LoraError, LoraFile, Patches, Unused},
     schedule::{ModelSampling, Prediction, ScheduleError},
     text::{Clip, TextEncoder, TextModel, embedding::Folder, error::TextError},
@@ -230,8 +230,8 @@ impl Model {
 
 impl Model {
     /// What sampling takes of it.
-    pub fn network(&self) -> Network<'_> {
-        Network { unet: &self.unet, sampling: &self.sampling, latent_scale: self.latent_scale }
+    pub fn network(&self) -> guidance::Network<'_> {
+        guidance::Network { unet: &self.unet, sampling: &self.sampling, latent_scale: self.latent_scale }
     }
 }
 

@@ -258,6 +258,15 @@ pub fn img2img(case: &Case, tensors: &Tensors) -> Answer {
         .tensor("pixels", from_device(&pixels)?))
 }
 
+/// Runs KSampler by the words of a case, which come back encoded.
+pub fn from_text(case: &Case, tensors: &Tensors, model: &Model) -> Result<(Encoded, Got), Failure> {
+    let [positive, negative] = ["text", "negative"].map(|name| encode(model, &case.param::<String>(name)?));
+    let positive = positive?;
+    let prompts = ([prompt(&positive)], [prompt(&negative?)]);
+    let got = sampled(case, tensors, &task(case, model, &prompts.0, &prompts.1)?, &latent(case, tensors)?)?;
+    Ok((positive, got))
+}
+
 /// Base and refiner of a case, with the prompts of both.
 struct Two {
     models: [Model; 2],

@@ -16,6 +16,7 @@ use weights::checkpoint::{Checkpoint, Float};
 use super::{
     models::{backend, checkpoint},
     networks::{from_device, permuted, to_device},
+    sampling,
 };
 use crate::goldens::{
     Answer, Failure, Got,
@@ -70,24 +71,19 @@ fn files_with_lora(case: &Case) -> Result<ModelFiles, Failure> {
     Ok(ModelFiles { loras: vec![lora], ..ModelFiles::single(model) })
 }
 
-/// The changed model of a case of operation `lora`, with what the case records of it: weights, and the text it encodes.
-pub fn changed(case: &Case) -> Result<(Model, Got), Failure> {
+/// What a LoRA does to weights, to conditioning, and to the latent that comes of both.
+pub fn lora(case: &Case, tensors: &Tensors) -> Answer {
     let files = files_with_lora(case)?;
     let model = Model::load(&files, &backend())?;
-    let text = model.text.as_ref().context("the model has no text encoder")?;
-    let positive = text.encode(&case.param::<String>("text")?, &Options::default())?;
-    let mut got = Got::default()
-        .tensor("positive", from_device(&positive.cond)?)
-        .tensor("positive_pooled", from_device(&positive.pooled)?);
+    let (positive, mut got) = sampling::from_text(case, tensors, &model)?;
+    got = got.tensor("positive", from_device(&positive.cond)?);
+    got = got.tensor("positive_pooled", from_device(&positive.pooled)?);
+    // Weights were recorded behind the run, by changing once more what was changed for it.
+    let twice = ModelFiles { loras: [files.loras.clone(), files.loras.clone()].concat(), ..files };
     for output in case.outputs() {
         if let Some(tensor) = output.name.strip_prefix("patched.diffusion_model.") {
-            got = got.tensor(output.name.clone(), from_device(&Model::weight(&files, tensor)?)?);
+            got = got.tensor(output.name.clone(), from_device(&Model::weight(&twice, tensor)?)?);
         }
     }
-    Ok((model, got))
-}
-
-/// What a LoRA does to weights and conditioning, without the picture that comes of it.
-pub fn lora(case: &Case, _: &Tensors) -> Answer {
-    Ok(changed(case)?.1)
+    Ok(got)
 }

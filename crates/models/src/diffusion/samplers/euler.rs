@@ -1,6 +1,6 @@
 //! Samplers that follow the slope at one level or two, with noise or without.
 
-use super::arithmetic::{ancestral, mix, slope};
+use super::arithmetic::{along, ancestral, mix, slope};
 use super::{Result, Run};
 use crate::diffusion::schedule::between;
 
@@ -10,7 +10,7 @@ pub(super) fn euler(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
         let (sigma, next) = run.pair(i);
         let denoised = run.predict(i, &x)?;
         let d = slope(&x, &denoised, sigma);
-        x = mix(&[(1.0, &x), (next - sigma, &d)]);
+        x = along(&x, &d, next - sigma);
     }
     Ok(x)
 }
@@ -27,7 +27,7 @@ pub(super) fn euler_ancestral(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<
         }
         let d = slope(&x, &denoised, sigma);
         let noise = run.noise_of(i);
-        x = mix(&[(1.0, &x), (f64::from(down) - sigma, &d), (f64::from(up), &noise)]);
+        x = along(&along(&x, &d, f64::from(down) - sigma), &noise, f64::from(up));
     }
     Ok(x)
 }
@@ -38,7 +38,7 @@ pub(super) fn euler_cfg_pp(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32
         let (sigma, next) = run.pair(i);
         let (denoised, negative) = run.predict_both(i, &x)?;
         let d = slope(&x, &negative, sigma);
-        x = mix(&[(1.0, &denoised), (next, &d)]);
+        x = along(&denoised, &d, next);
     }
     Ok(x)
 }
@@ -55,7 +55,7 @@ pub(super) fn euler_ancestral_cfg_pp(run: &mut Run<'_>, mut x: Vec<f32>) -> Resu
         }
         let d = slope(&x, &negative, sigma);
         let noise = run.noise_of(i);
-        x = mix(&[(1.0, &denoised), (f64::from(down), &d), (f64::from(up), &noise)]);
+        x = along(&along(&denoised, &d, f64::from(down)), &noise, f64::from(up));
     }
     Ok(x)
 }
@@ -67,7 +67,7 @@ pub(super) fn heun(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
         let denoised = run.predict(i, &x)?;
         let d = slope(&x, &denoised, sigma);
         let step = next - sigma;
-        let x2 = mix(&[(1.0, &x), (step, &d)]);
+        let x2 = along(&x, &d, step);
         if next == 0.0 {
             x = x2;
             continue;
@@ -87,7 +87,7 @@ pub(super) fn heunpp2(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
         let denoised = run.predict(i, &x)?;
         let d = slope(&x, &denoised, sigma);
         let step = next - sigma;
-        let x2 = mix(&[(1.0, &x), (step, &d)]);
+        let x2 = along(&x, &d, step);
         if next == last {
             x = x2;
             continue;
@@ -99,7 +99,7 @@ pub(super) fn heunpp2(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
             x = mix(&[(1.0, &x), (step * (1.0 - w2), &d), (step * w2, &d2)]);
             continue;
         }
-        let x3 = mix(&[(1.0, &x2), (after - next, &d2)]);
+        let x3 = along(&x2, &d2, after - next);
         let d3 = slope(&x3, &run.denoise(&x3, sigmas[i + 2])?, after);
         let (w2, w3) = (next / (3.0 * highest), after / (3.0 * highest));
         x = mix(&[(1.0, &x), (step * (1.0 - w2 - w3), &d), (step * w2, &d2), (step * w3, &d3)]);
@@ -122,7 +122,7 @@ pub(super) fn dpm_2_ancestral(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<
         x = midpoint(run, i, x, down)?;
         if down > 0.0 {
             let noise = run.noise_of(i);
-            x = mix(&[(1.0, &x), (f64::from(up), &noise)]);
+            x = along(&x, &noise, f64::from(up));
         }
     }
     Ok(x)
@@ -135,12 +135,12 @@ fn midpoint(run: &mut Run<'_>, i: usize, x: Vec<f32>, next: f32) -> Result<Vec<f
     let d = slope(&x, &denoised, sigma);
     let step = f64::from(next) - sigma;
     if next == 0.0 {
-        return Ok(mix(&[(1.0, &x), (step, &d)]));
+        return Ok(along(&x, &d, step));
     }
     let middle = between(run.sigmas()[i], next);
-    let x2 = mix(&[(1.0, &x), (f64::from(middle) - sigma, &d)]);
+    let x2 = along(&x, &d, f64::from(middle) - sigma);
     let d2 = slope(&x2, &run.denoise(&x2, middle)?, f64::from(middle));
-    Ok(mix(&[(1.0, &x), (step, &d2)]))
+    Ok(along(&x, &d2, step))
 }
 
 /// Steps of the posterior of the diffusion (Ho et al. 2020), in latents of constant variance.
@@ -173,7 +173,7 @@ pub(super) fn lcm(run: &mut Run<'_>, mut x: Vec<f32>) -> Result<Vec<f32>> {
         x = run.predict(i, &x)?;
         if next > 0.0 {
             let noise = run.noise_of(i);
-            x = mix(&[(1.0, &x), (next, &noise)]);
+            x = along(&x, &noise, next);
         }
     }
     Ok(x)
