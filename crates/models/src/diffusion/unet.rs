@@ -177,7 +177,7 @@ impl Trunk {
         };
         let middle = |depth: usize| -> Result<_> {
             let transformer = transformer("middle_block.1", layout.deepest(), depth)?;
-            let last = |transformer| Ok((transformer, ResBlock::load(layers, "middle_block.2")?));
+            let last = |transformer| Ok::<_, ModelError>((transformer, ResBlock::load(layers, "middle_block.2")?));
             Ok((ResBlock::load(layers, "middle_block.0")?, transformer.map(last).transpose()?))
         };
         Ok(Self {
