@@ -8,6 +8,7 @@ use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
 mod chained;
+mod contents;
 mod controlnet;
 mod diffusion;
 mod goldens;

@@ -70,24 +70,14 @@ fn files_with_lora(case: &Case) -> Result<ModelFiles, Failure> {
     Ok(ModelFiles { loras: vec![lora], ..ModelFiles::single(model) })
 }
 
-/// The changed model of a case of operation `lora`, with what the case records of it: weights, and the text it encodes.
+/// The changed model of a case of operation `lora`, with the changed weights that the case records.
 pub fn changed(case: &Case) -> Result<(Model, Got), Failure> {
     let files = files_with_lora(case)?;
-    let model = Model::load(&files, &backend())?;
-    let text = model.text.as_ref().context("the model has no text encoder")?;
-    let positive = text.encode(&case.param::<String>("text")?, &Options::default())?;
-    let mut got = Got::default()
-        .tensor("positive", from_device(&positive.cond)?)
-        .tensor("positive_pooled", from_device(&positive.pooled)?);
+    let mut got = Got::default();
     for output in case.outputs() {
         if let Some(tensor) = output.name.strip_prefix("patched.diffusion_model.") {
             got = got.tensor(output.name.clone(), from_device(&Model::weight(&files, tensor)?)?);
         }
     }
-    Ok((model, got))
-}
-
-/// What a LoRA does to weights and conditioning, without the picture that comes of it.
-pub fn lora(case: &Case, _: &Tensors) -> Answer {
-    Ok(changed(case)?.1)
+    Ok((Model::load(&files, &backend())?, got))
 }
