@@ -282,10 +282,10 @@ pub struct Models {
 pub enum ModelsCommand {
     /// Lists the models of the farm; without a server, those that are built in
     List(Ask),
-    /// Says what a weights file holds; asks no farm
+    /// Says what a weights file holds: an upscaler, a checkpoint or a part of one, a LoRA; asks no farm
     Inspect {
-        /// A .safetensors or PyTorch file
-        #[arg(value_name = "FILE")]
+        /// A .safetensors or PyTorch file, or a folder of diffusers
+        #[arg(value_name = "FILE|FOLDER")]
         file: PathBuf,
         /// Write JSON on stdout, for programs [default: text for people]
         #[arg(long)]

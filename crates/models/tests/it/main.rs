@@ -8,10 +8,13 @@ use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
 mod chained;
+mod contents;
 mod controlnet;
 mod diffusion;
 mod goldens;
 mod guidance;
+mod lora;
+mod model;
 mod ops;
 mod refusals;
 mod samplers;

@@ -6,9 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use models::processor::{Kind, Precision, Processor};
+use models::{
+    diffusion::contents::{Contents, Fact},
+    processor::{Kind, Precision, Processor},
+};
 use proto::v1;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use service::{
     config::{Config, units::show_bytes},
     report::{Hinted as _, with_hint},
@@ -16,7 +19,7 @@ use service::{
 use weights::{
     builtin::{BUILTIN, Builtin},
     checkpoint::{Checkpoint, Float},
-    detect::{SizeRequirements, detect},
+    detect::{DetectError, SizeRequirements, detect},
 };
 
 use crate::{
@@ -123,16 +126,21 @@ pub async fn resolve(farm: &Farm, model: &str) -> anyhow::Result<v1::Model> {
 /// The side of the tile whose memory is told, in pixels.
 const TOLD_TILE: usize = 512;
 
-/// Says what a weights file holds.
+/// Says what a weights file, or a folder of diffusers, holds.
 pub fn inspect(file: &Path, json: bool) -> Outcome {
-    let (digest, size_bytes) = transfer::digest_of(file)?;
     let checkpoint = open(file)?;
     let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in checkpoint.tensors().values() {
         *dtypes.entry(format!("{:?}", tensor.dtype).to_lowercase()).or_default() += 1;
     }
-    let network =
-        detect(&checkpoint).with_context(|| format!("`{}` holds no network that runs here", file.display()))?;
+    let unfit = || format!("`{}` holds no network that runs here", file.display());
+    let network = match detect(&checkpoint) {
+        Err(DetectError::Unknown { .. }) if let Some(contents) = Contents::of(&checkpoint).with_context(unfit)? => {
+            return inspect_diffusion(file, json, &checkpoint, &dtypes, &contents);
+        }
+        found => found.with_context(unfit)?,
+    };
+    let (digest, size_bytes) = transfer::digest_of(file)?;
     let facts = &network.facts;
     let tile_bytes = tile_bytes(&checkpoint);
     if json {
@@ -142,12 +150,12 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
             "size_bytes": size_bytes,
             "tensors": checkpoint.tensors().len(),
             "dtypes": dtypes,
+            "kind": "upscaler",
             "facts": facts,
             "tile_512_bytes": tile_bytes.as_ref().ok(),
         }));
         return Ok(());
     }
-    let dtypes: Vec<_> = dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
     let memory = match tile_bytes {
         Ok(bytes) => format!("{} for a tile of {TOLD_TILE} pixels on this CPU", show_bytes(bytes)),
         Err(error) => format!("unknown: {error:#}"),
@@ -158,7 +166,7 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
         ("channels", format!("{} in, {} out", facts.input_channels, facts.output_channels)),
         ("sizes", sizes(&facts.size_requirements)),
         ("parameters", facts.parameters.to_string()),
-        ("tensors", dtypes.join(", ")),
+        ("tensors", counts(&dtypes)),
         ("size", format!("{} ({size_bytes} bytes)", show_bytes(size_bytes))),
         ("memory", memory),
         ("digest", digest),
@@ -173,6 +181,60 @@ pub fn inspect(file: &Path, json: bool) -> Outcome {
         output::line(&format!("  {name:24} {value}"));
     }
     Ok(())
+}
+
+/// Says what a part of a diffusion model is.
+fn inspect_diffusion(
+    file: &Path,
+    json: bool,
+    checkpoint: &Checkpoint,
+    dtypes: &BTreeMap<String, usize>,
+    contents: &Contents,
+) -> Outcome {
+    // A folder has a digest for each of its files.
+    let whole = file.is_file().then(|| transfer::digest_of(file)).transpose()?;
+    let parameters: u64 = checkpoint.tensors().values().map(|tensor| tensor.elements() as u64).sum();
+    if json {
+        let fact = |fact: &Fact| match fact {
+            Fact::Text(text) => json!(text),
+            Fact::Number(number) if number.fract() == 0.0 => json!(*number as u64),
+            Fact::Number(number) => json!(number),
+            Fact::List(words) => json!(words),
+        };
+        let facts: Map<String, Value> =
+            contents.facts.iter().map(|(name, value)| ((*name).to_owned(), fact(value))).collect();
+        output::json(&json!({
+            "file": file.display().to_string(),
+            "digest": whole.as_ref().map(|(digest, _)| digest),
+            "size_bytes": whole.as_ref().map(|(_, size)| size),
+            "tensors": checkpoint.tensors().len(),
+            "dtypes": dtypes,
+            "parameters": parameters,
+            "kind": contents.kind.id(),
+            "facts": facts,
+        }));
+        return Ok(());
+    }
+    let mut lines = vec![("kind", contents.kind.to_string())];
+    lines.extend(contents.facts.iter().map(|(name, fact)| match fact {
+        Fact::Text(text) => (*name, text.clone()),
+        Fact::Number(number) => (*name, number.to_string()),
+        Fact::List(words) if words.is_empty() => (*name, "none".to_owned()),
+        Fact::List(words) => (*name, words.join("; ")),
+    }));
+    lines.extend([("parameters", parameters.to_string()), ("tensors", counts(dtypes))]);
+    if let Some((digest, size)) = whole {
+        lines.extend([("size", format!("{} ({size} bytes)", show_bytes(size))), ("digest", digest)]);
+    }
+    for (name, value) in lines {
+        output::line(&format!("{:20} {value}", name.replace('_', " ")));
+    }
+    Ok(())
+}
+
+/// How many tensors there are of each type of number, in words.
+fn counts(dtypes: &BTreeMap<String, usize>) -> String {
+    dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Writes the network in `file` as `.safetensors`, to `output` or beside it, and says where.
@@ -201,8 +263,8 @@ pub fn convert(file: &Path, output: Option<PathBuf>, dtype: Option<Dtype>, force
     Ok(())
 }
 
-fn open(file: &Path) -> anyhow::Result<Checkpoint> {
-    Checkpoint::open(file).with_context(|| format!("cannot read `{}`", file.display()))
+fn open(path: &Path) -> anyhow::Result<Checkpoint> {
+    Ok(weights::diffusers::open(path)?) // it says which file cannot be read
 }
 
 /// The memory that a tile takes on this machine's processor, network included, in bytes.

@@ -5,6 +5,8 @@ where each one came from.
 """
 
 import os
+import sys
+import types
 from collections import OrderedDict
 from pathlib import Path
 
@@ -62,6 +64,20 @@ views = {"base": base, "transposed": base.T, "window": base[1:3, 2:5], "every_se
 save("views.pth", views)
 save("views_legacy.pth", views, new_format=False)
 save("repeated.pth", {"weight": torch.zeros(1).expand(1000, 1000)})
+# As PyTorch Lightning saves Stable Diffusion: a class names the entries of its callbacks.
+lightning = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+lightning.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": lightning.__name__})
+sys.modules.update({"pytorch_lightning": types.ModuleType("x"), "pytorch_lightning.callbacks": types.ModuleType("x"),
+                    lightning.__name__: lightning})
+save("stable_diffusion.ckpt", {
+    "epoch": 4, "global_step": 470000, "pytorch-lightning_version": "1.4.2", "lr_schedulers": [],
+    "callbacks": {lightning.ModelCheckpoint: {"monitor": "val/loss", "best_model_score": numbers(1)[0], "dirpath": "x"}},
+    "state_dict": {
+        "model.diffusion_model.out.2.weight": numbers(4, 8, 3, 3).half(), "model.diffusion_model.out.2.bias": numbers(4).half(),
+        "first_stage_model.quant_conv.bias": numbers(8).half(), "model_ema.decay": torch.tensor(0.9999),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": numbers(1, 77, dtype=torch.int64),
+    },
+})
 save("malicious.pth", {"state_dict": Malicious()})
 save("malicious_legacy.pth", {"state_dict": Malicious()}, new_format=False)
 save("tensor.pth", numbers(3))

@@ -5,4 +5,5 @@ mod checkpoints;
 mod conversion;
 mod detection;
 mod diffusion;
+mod diffusion;
 mod goldens;
