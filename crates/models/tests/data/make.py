@@ -6,6 +6,7 @@ computed from their names, so that the tests can make them too.
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ KOALA = {**SDXL, "mid_block_type": None, "layers_per_block": 1}
 
 
 def given(name, *shape):
-    return torch.from_numpy(synthetic.tensor(f"{name}.bias", shape)).reshape(shape) * 50
+    return torch.from_numpy(synthetic.tensor(f"{name}.bias", [math.prod(shape)])).reshape(shape) * 50
 
 
 def shapes(network):

@@ -122,7 +122,6 @@ fn structure_and_markers_tell_what_a_model_is() {
     check("sd2", Family::Sd2, Generate, Epsilon, 14.6146);
     check("sd2_v", Family::Sd2, Generate, Velocity, 14.6146);
     check("sdxl", Family::Sdxl, Generate, Epsilon, 14.6146);
-    check("sdxl_v", Family::Sdxl, Generate, Velocity, 14.6146);
     check("sdxl_zsnr", Family::Sdxl, Generate, Velocity, 4518.8);
     check("sdxl_inpaint", Family::Sdxl, Inpaint, Epsilon, 14.6146);
     check("sdxl_refiner", Family::SdxlRefiner, Generate, Epsilon, 14.6146);
@@ -139,6 +138,9 @@ fn sdxl_is_marked_by_tensors_in_a_fixed_order() {
     let model = marked(&[("edm_vpred.sigma_max", 80.0), ("edm_vpred.sigma_min", 0.01), ("v_pred", 0.0)]).unwrap();
     assert_eq!(model.sampling.prediction(), Prediction::Velocity);
     assert!((model.sampling.sigma_min() - 0.01).abs() < 1e-6 && (model.sampling.sigma_max() - 80.0).abs() < 1e-3);
+    let model = marked(&[("v_pred", 0.0)]).unwrap();
+    assert_eq!(model.sampling.prediction(), Prediction::Velocity);
+    assert!((model.sampling.sigma_max() - 14.6146).abs() < 1e-3);
     let error = marked(&[("edm_mean", 0.0), ("edm_std", 0.0), ("v_pred", 0.0)]).unwrap_err();
     assert!(matches!(error, LoadError::Training { .. }), "{error}");
     assert!(matches!(marked(&[("edm_vpred.sigma_max", f32::NAN)]), Err(LoadError::Levels(_))));

@@ -349,7 +349,7 @@ mod tests {
             let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
             (shape, serde_json::from_value(tensor["values"].clone()).unwrap())
         };
-        assert_eq!(cases.len(), 22);
+        assert_eq!(cases.len(), 23);
         for case in cases {
             let name = case["name"].as_str().unwrap();
             let tensors: BTreeMap<String, Value> = serde_json::from_value(case["tensors"].clone()).unwrap();
