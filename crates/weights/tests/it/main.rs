@@ -5,5 +5,5 @@ mod checkpoints;
 mod conversion;
 mod detection;
 mod diffusion;
-mod diffusion;
+mod diffusion_files;
 mod goldens;
