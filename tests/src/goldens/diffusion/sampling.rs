@@ -26,7 +26,6 @@ use serde_json::Value;
 use super::{
     models::{backend, checkpoint_named, model, model_named},
     networks::{from_device, permuted, to_device},
-    stored::changed,
 };
 use crate::goldens::{
     Answer, Failure, Got,
@@ -259,7 +258,6 @@ pub fn img2img(case: &Case, tensors: &Tensors) -> Answer {
         .tensor("pixels", from_device(&pixels)?))
 }
 
-<<<<<<< HEAD
 /// Runs KSampler by the words of a case, which come back encoded.
 pub fn from_text(case: &Case, tensors: &Tensors, model: &Model) -> Result<(Encoded, Got), Failure> {
     let [positive, negative] = ["text", "negative"].map(|name| encode(model, &case.param::<String>(name)?));
@@ -267,20 +265,6 @@ pub fn from_text(case: &Case, tensors: &Tensors, model: &Model) -> Result<(Encod
     let prompts = ([prompt(&positive)], [prompt(&negative?)]);
     let got = sampled(case, tensors, &task(case, model, &prompts.0, &prompts.1)?, &latent(case, tensors)?)?;
     Ok((positive, got))
-=======
-pub fn lora(case: &Case, tensors: &Tensors) -> Answer {
-    let (model, got) = changed(case)?;
-    let [positive, negative] = ["text", "negative"].map(|name| encode(&model, &case.param::<String>(name)?));
-    let (positive, negative) = (positive?, negative?);
-    let prompts = ([prompt(&positive)], [prompt(&negative)]);
-    let task = task(case, &model, &prompts.0, &prompts.1)?;
-    let settings = ksampler_of(case, case.param("denoise")?)?;
-    let samples = sampling::ksampler(&task, settings, &latent(case, tensors)?, &mut |_| ())?;
-    Ok(got
-        .tensor("positive", from_device(&positive.cond)?)
-        .tensor("positive_pooled", from_device(&positive.pooled)?)
-        .tensor("samples", from_device(&samples)?))
->>>>>>> part-a
 }
 
 /// Base and refiner of a case, with the prompts of both.

@@ -71,7 +71,6 @@ fn files_with_lora(case: &Case) -> Result<ModelFiles, Failure> {
     Ok(ModelFiles { loras: vec![lora], ..ModelFiles::single(model) })
 }
 
-<<<<<<< HEAD
 /// What a LoRA does to weights, to conditioning, and to the latent that comes of both.
 pub fn lora(case: &Case, tensors: &Tensors) -> Answer {
     let files = files_with_lora(case)?;
@@ -81,20 +80,10 @@ pub fn lora(case: &Case, tensors: &Tensors) -> Answer {
     got = got.tensor("positive_pooled", from_device(&positive.pooled)?);
     // Weights were recorded behind the run, by changing once more what was changed for it.
     let twice = ModelFiles { loras: [files.loras.clone(), files.loras.clone()].concat(), ..files };
-=======
-/// The changed model of a case of operation `lora`, with the changed weights that the case records.
-pub fn changed(case: &Case) -> Result<(Model, Got), Failure> {
-    let files = files_with_lora(case)?;
-    let mut got = Got::default();
->>>>>>> part-a
     for output in case.outputs() {
         if let Some(tensor) = output.name.strip_prefix("patched.diffusion_model.") {
             got = got.tensor(output.name.clone(), from_device(&Model::weight(&twice, tensor)?)?);
         }
     }
-<<<<<<< HEAD
     Ok(got)
-=======
-    Ok((Model::load(&files, &backend())?, got))
->>>>>>> part-a
 }
