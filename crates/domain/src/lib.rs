@@ -5,7 +5,8 @@
 //! every machine and after every restart.
 //!
 //! Start with [`job::Job`], the resolved job: everything a plan needs, fixed at intake. [`plan::plan`] turns it into a
-//! graph of [`task::Task`]s, each of which knows the key of its result before anything runs.
+//! graph of [`plan::Task`]s, each of which knows the key of its result before anything runs, and [`schedule::Schedule`] says
+//! how long that takes.
 
 pub mod check;
 pub mod cost;

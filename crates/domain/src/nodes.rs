@@ -387,7 +387,7 @@ impl SegsUpscale {
         let unchanged = |(index, placed): &(usize, &Placed)| {
             !placed.is_empty && segs::directions(*index, &placed.seg, &self.overrides).1.is_none()
         };
-        if let Some((last, _)) = self.segs.iter().enumerate().filter(unchanged).last() {
+        if let Some((last, _)) = self.segs.iter().enumerate().rfind(unchanged) {
             node.sampler.check_seed(at, last as u64)?;
         }
         check_overrides(at, &self.segs, &self.overrides, |index| index as u64, &mut warnings)?;
@@ -561,9 +561,9 @@ impl FullSamplerSchedule {
 #[serde(rename_all = "snake_case")]
 pub enum Samplers {
     /// `PixelKSampleUpscalerProvider`: one, over the whole latent.
-    One(PipedSampler),
+    One(Box<PipedSampler>),
     /// `TwoSamplersForMaskUpscalerProvider`.
-    Two(TwoSamplers),
+    Two(Box<TwoSamplers>),
 }
 
 /// The samplers of `TwoSamplersForMaskUpscalerProvider`.

@@ -2,13 +2,14 @@
 
 use anyhow::Context;
 use domain::{
+    nodes::FullSamplerSchedule,
     region::{Corners, Size},
     working::{DetailSize, multiples_of_8},
 };
 use imaging::{
     flows::{
-        Diffusion, FullSamplerSchedule, SegsDetailer, SegsDetailerAnimated, SegsUpscaler, TwoSamplersMasks,
-        UpscaleModel, upscale_with_model_then_scale as upscale_then_scale,
+        Diffusion, SegsDetailer, SegsDetailerAnimated, SegsUpscaler, TwoSamplersMasks, UpscaleModel,
+        upscale_with_model_then_scale as upscale_then_scale,
     },
     frames::{Frames, PixelError},
     mask::Mask,
@@ -174,7 +175,7 @@ pub fn schedule_row(row: &Value) -> Result<Value, Failure> {
         total_steps: u32,
     }
     let Row { schedule, total_steps } = read_row(row)?;
-    let schedule: FullSamplerSchedule = schedule.parse()?;
+    let schedule: FullSamplerSchedule = schedule.parse().map_err(anyhow::Error::from)?;
     let steps: Vec<_> = (0..=total_steps).filter(|&step| schedule.is_full(step, total_steps)).collect();
     Ok(json!({"full_at_zero_based_steps": steps}))
 }

@@ -112,7 +112,8 @@ fn step(job: &LatentUpscale, k: u32, to: Size) -> LatentWork {
     };
     let (runs, mask) = match &job.samplers {
         Samplers::One(sampler) => (vec![run(sampler, LatentPart::Whole)], None),
-        Samplers::Two(TwoSamplers { base_sampler, mask_sampler, full_sampler, full_sample_schedule, mask }) => {
+        Samplers::Two(two) => {
+            let TwoSamplers { base_sampler, mask_sampler, full_sampler, full_sample_schedule, mask } = &**two;
             if full_sample_schedule.is_full(k, job.steps) {
                 let full = full_sampler.as_ref().unwrap_or(base_sampler);
                 (vec![run(base_sampler, LatentPart::Whole), run(full, LatentPart::Whole)], None)
@@ -152,13 +153,13 @@ mod tests {
             use_tiled_vae: false,
             tile_size: 512,
             upscale_model: None,
-            samplers: Samplers::Two(TwoSamplers {
+            samplers: Samplers::Two(Box::new(TwoSamplers {
                 base_sampler: sampler(51),
                 mask_sampler: sampler(52),
                 full_sampler: Some(sampler(53)),
                 full_sample_schedule: FullSamplerSchedule::Last(2),
                 mask: MaskRef { digest: Digest::of(b"mask"), size: Size::new(64, 64) },
-            }),
+            })),
             decode: true,
             rendering: rendering(),
         }

@@ -276,6 +276,14 @@ impl Canvas {
     }
 }
 
+/// A segment in a worker's hands.
+struct Patch {
+    key: ResultKey,
+    region: Region,
+    mask: Digest,
+    pixels: Vec<f32>,
+}
+
 /// How the farm goes about it.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
@@ -300,7 +308,7 @@ fn farm(scene: &Scene, plan: &Plan, workers: usize, dice: &mut Dice, way: Way) -
     let last = plan.tasks().len() - 1;
     let mut done = vec![false; plan.tasks().len()];
     let mut started = done.clone();
-    let mut hands: Vec<(usize, Option<(ResultKey, Region, Digest, Vec<f32>)>)> = Vec::new();
+    let mut hands: Vec<(usize, Option<Patch>)> = Vec::new();
     let mut results: HashMap<ResultKey, Vec<f32>> = HashMap::new();
     let all = Region::new(0, 0, size.width, size.height);
     let mut canvas =
@@ -330,7 +338,8 @@ fn farm(scene: &Scene, plan: &Plan, workers: usize, dice: &mut Dice, way: Way) -
                         }
                     };
                     let mask = seg.mask.unwrap().digest;
-                    Some((plan.key_of(task), seg.region, mask, engine(&crop, seg.seed)))
+                    let (key, pixels) = (plan.key_of(task), engine(&crop, seg.seed));
+                    Some(Patch { key, region: seg.region, mask, pixels })
                 }
                 Part::Region(_) | Part::Latent(_) => None,
             };
@@ -338,11 +347,11 @@ fn farm(scene: &Scene, plan: &Plan, workers: usize, dice: &mut Dice, way: Way) -
         } else {
             let (index, work) = hands.swap_remove(dice.below(hands.len() as u32) as usize);
             done[index] = true;
-            if let Some((key, region, mask, patch)) = work {
+            if let Some(Patch { key, region, mask, pixels }) = work {
                 if let Some(canvas) = &mut canvas {
-                    canvas.paste(region, &scene.masks[&mask], &patch);
+                    canvas.paste(region, &scene.masks[&mask], &pixels);
                 }
-                results.insert(key, patch);
+                results.insert(key, pixels);
             }
         }
     }
