@@ -166,7 +166,7 @@ impl Assembler {
             return Err(AssembleError::Internal("the task assembles nothing"));
         };
         let order = Order { picture, size, tiling, scale, format, color, sample, quality, resize };
-        let tiles: Vec<ResultKey> = task.needs.clone().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
+        let tiles: Vec<ResultKey> = task.needs.iter().map(|need| plan.key_of(&plan.tasks()[need as usize])).collect();
 
         let file = tokio::select! {
             file = self.encode(&order, &tiles) => file?,

@@ -19,7 +19,7 @@ use domain::{
     plan::{Plan, plan},
     region::Size,
     resize::Resize,
-    task::{ComputeClass, Context, ResultKey},
+    task::{ComputeClass, Place, ResultKey},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use imaging::{
@@ -431,13 +431,13 @@ impl Intake {
             }
             for (task_index, task) in (0..).zip(plan.tasks()).filter(|(_, task)| task.context == index) {
                 let Some(&size) = stored.get(&task.digest) else { continue };
-                match &context.context {
-                    Context::Upscale { scale, .. } => {
-                        if size == tile_bytes(task.region.size(), *scale) {
+                match context.context.place() {
+                    Place::Class(_) | Place::AnyWorker => {
+                        if context.context.result_bytes(&task.part) == Some(size) {
                             found.push(task_index);
                         }
                     }
-                    Context::Assemble { .. } => {
+                    Place::Coordinator => {
                         if let Some(output) = self.finished(&plan.key_of(task)).await? {
                             let JobKind::Upscale(upscale) = &job.kind;
                             let name = upscale.pictures[context.picture].name.clone();
@@ -457,11 +457,6 @@ impl Intake {
         let meta = self.store.head(&Key::new(output.artifact.key.clone())?).await?;
         Ok(meta.filter(|meta| meta.size_bytes == output.artifact.size_bytes).map(|_| output))
     }
-}
-
-/// The bytes of a tile's result: f32, three channels.
-pub fn tile_bytes(input: Size, scale: u32) -> u64 {
-    input.pixels() * u64::from(scale) * u64::from(scale) * 3 * 4
 }
 
 /// How many times a side of `pictures` must grow at least; `None` where nobody says.

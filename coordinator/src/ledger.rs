@@ -8,7 +8,7 @@
 //! from the jobs in turn. Work that two jobs want is in flight once.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +16,7 @@ use std::{
 use domain::{
     job::{Job, JobId, JobKind, JobOutput, JobState, Priority, Timestamp},
     plan::{Plan, plan},
+    schedule::Dependants,
     task::{Place, ResultKey},
     tiles::Tiling,
 };
@@ -312,10 +313,13 @@ pub struct Entry {
 struct Work {
     plan: Arc<Plan>,
     states: Vec<TaskState>,
-    /// Tasks that may be ready: each is looked at once, so entries that are no longer ready are skipped.
-    ready: VecDeque<u32>,
-    /// Tasks that need others, and how many results they still lack.
-    joins: Vec<(u32, u32)>,
+    /// Workers' tasks that may be ready, by place: each is looked at once, so entries that are no longer ready are
+    /// skipped.
+    ready: BTreeMap<Place, VecDeque<u32>>,
+    /// How many results tasks that wait still lack.
+    lacking: HashMap<u32, u32>,
+    /// Who waits for a task.
+    dependants: Dependants,
 }
 
 impl Entry {
@@ -403,7 +407,7 @@ impl Entry {
         let context = work.plan.context_of(task);
         let JobKind::Upscale(upscale) = &self.job.kind;
         let picture = upscale.pictures.get(context.picture).map_or("?", |picture| picture.name.as_str());
-        format!("{} {} of {picture}", context.context.operation(), task.region)
+        format!("{} {} of {picture}", context.context.operation(), task.part.region())
     }
 }
 
@@ -625,11 +629,12 @@ impl Ledger {
                 for (id, task) in self.land(&key) {
                     let Some(entry) = self.jobs.get_mut(&id) else { continue };
                     entry.set_state(now, JobState::Running);
-                    let ready = entry.done(task, found);
+                    entry.done(task, found);
                     let description = entry.describe(task);
                     let worker = worker.clone();
                     entry.note(now, Notice::TaskFinished { task, description, worker, attempt, found, elapsed });
-                    effects.extend(ready.into_iter().map(|task| entry.assemble(task)));
+                    effects.extend(entry.ready_assemblies().into_iter().map(|task| entry.assemble(task)));
+                    self.enqueue(&id);
                 }
             }
             Outcome::Retrying { message } => {
@@ -812,11 +817,12 @@ impl Ledger {
     ) {
         let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is(task, &key)) else { return };
         entry.outputs.insert(task, output);
-        let ready = entry.done(task, false);
+        entry.done(task, false);
         let description = entry.describe(task);
         let (worker, elapsed) = (String::new(), Duration::ZERO);
         entry.note(now, Notice::TaskFinished { task, description, worker, attempt: 1, found: false, elapsed });
-        effects.extend(ready.into_iter().map(|task| entry.assemble(task)));
+        effects.extend(entry.ready_assemblies().into_iter().map(|task| entry.assemble(task)));
+        self.enqueue(id);
         self.finish_if_done(id, now, effects);
     }
 
@@ -932,6 +938,17 @@ fn smaller_tiles(job: &Job) -> Option<Tiling> {
     (half < side && overlap < half).then_some(Tiling { side: half, overlap })
 }
 
+/// Puts a task that is ready in the queue of its place.
+fn queue(ready: &mut BTreeMap<Place, VecDeque<u32>>, plan: &Plan, task: u32) {
+    let place = plan.context_of(&plan.tasks()[task as usize]).context.place();
+    match ready.get_mut(place) {
+        Some(queue) => queue.push_back(task),
+        None => {
+            ready.insert(place.clone(), VecDeque::from([task]));
+        }
+    }
+}
+
 impl Work {
     fn is_done(&self) -> bool {
         self.states.iter().all(|state| *state == TaskState::Done)
@@ -942,58 +959,41 @@ impl Entry {
     /// Begins with `plan`, some of whose results are `found`.
     fn start(&mut self, plan: Arc<Plan>, found: &[u32]) {
         let tasks = plan.tasks();
-        let mut states = vec![TaskState::Ready; tasks.len()];
-        for &task in found {
-            states[task as usize] = TaskState::Done;
-        }
-        // What only finished tasks need is not needed at all. Tasks stand after those they need, so one pass backwards
-        // settles chains too; every task that is needed by none is itself wanted.
-        let mut needed: Vec<Option<bool>> = vec![None; tasks.len()];
-        for (index, task) in tasks.iter().enumerate().rev() {
-            let wanted = states[index] != TaskState::Done && needed[index].unwrap_or(true);
-            for need in task.needs.clone() {
-                let slot = &mut needed[need as usize];
-                *slot = Some(slot.unwrap_or(false) || wanted);
-            }
-            if !wanted {
-                states[index] = TaskState::Done;
-            }
-        }
-        let mut joins = Vec::new();
-        for (index, task) in (0..).zip(tasks) {
-            if task.needs.is_empty() || states[index as usize] == TaskState::Done {
+        let mut is_found = vec![false; tasks.len()];
+        found.iter().for_each(|&task| is_found[task as usize] = true);
+        // What only finished tasks need is not needed at all.
+        let wanted = plan.wanted(|task| is_found[task as usize]);
+        let mut states = vec![TaskState::Done; tasks.len()];
+        let mut lacking = HashMap::new();
+        let mut ready: BTreeMap<Place, VecDeque<u32>> = BTreeMap::new();
+        for (index, task) in (0..).zip(tasks).filter(|(index, _)| wanted[*index as usize]) {
+            let lacks = task.needs.iter().filter(|need| wanted[*need as usize]).count() as u32;
+            if lacks > 0 {
+                states[index as usize] = TaskState::Waiting;
+                lacking.insert(index, lacks);
                 continue;
             }
-            let lacking = task.needs.clone().filter(|need| states[*need as usize] != TaskState::Done).count() as u32;
-            if lacking > 0 {
-                states[index as usize] = TaskState::Waiting;
-            }
-            joins.push((index, lacking));
+            states[index as usize] = TaskState::Ready;
+            queue(&mut ready, &plan, index);
         }
         let done = states.iter().filter(|state| **state == TaskState::Done).count() as u64;
         self.progress = Progress { total: tasks.len() as u64, done, found: done, ..Progress::default() };
         self.pace.clear();
-        let ready = (0..).zip(&states).filter(|(_, state)| **state == TaskState::Ready).map(|(index, _)| index);
-        let ready = ready.collect();
-        self.work = Some(Work { plan, states, ready, joins });
+        let dependants = Dependants::of(&plan);
+        self.work = Some(Work { plan, states, ready, lacking, dependants });
     }
 
-    /// The queues that this job's tasks go to.
+    /// The queues that this job has ready tasks for.
     fn lanes(&self) -> Vec<Lane> {
         let Some(work) = &self.work else { return Vec::new() };
-        let places: HashSet<_> = work.plan.contexts().iter().map(|context| context.context.place()).collect();
-        let on_farm = places.into_iter().filter(|place| **place != Place::Coordinator);
-        on_farm.map(|place| (place.clone(), self.job.priority)).collect()
+        let ready = work.ready.iter().filter(|(place, ready)| **place != Place::Coordinator && !ready.is_empty());
+        ready.map(|(place, _)| (place.clone(), self.job.priority)).collect()
     }
 
-    /// Assembling tasks that have all they need and have not begun.
+    /// Tasks of the coordinator's own that have all they need and have not begun.
     fn ready_assemblies(&mut self) -> Vec<u32> {
-        let Some(work) = &self.work else { return Vec::new() };
-        let ready = work
-            .joins
-            .iter()
-            .filter(|(task, lacking)| *lacking == 0 && work.states[*task as usize] == TaskState::Ready);
-        ready.map(|(task, _)| *task).collect()
+        let Some(work) = &mut self.work else { return Vec::new() };
+        work.ready.remove(&Place::Coordinator).unwrap_or_default().into()
     }
 
     /// The effect that puts together the picture of `task`, which is ready.
@@ -1007,12 +1007,10 @@ impl Entry {
     fn next_ready(&mut self, place: &Place, dispatch: u64) -> Option<(u32, ResultKey, Order)> {
         let index = {
             let work = self.work.as_mut()?;
+            let ready = work.ready.get_mut(place)?;
             loop {
-                // A job's tasks for workers all go to one place today, so nothing is passed over for good here.
-                let index = work.ready.pop_front()?;
-                let task = &work.plan.tasks()[index as usize];
-                let fits = work.plan.context_of(task).context.place() == place;
-                if fits && work.states[index as usize] == TaskState::Ready {
+                let index = ready.pop_front()?;
+                if work.states[index as usize] == TaskState::Ready {
                     work.states[index as usize] = TaskState::InFlight;
                     break index;
                 }
@@ -1032,43 +1030,41 @@ impl Entry {
             job: self.job.id.clone(),
             task: index.into(),
             context: plan.context_of(task).context.clone(),
-            region: task.region,
+            region: task.part.region(),
         })
     }
 
-    /// Marks a task as done; returns the assembling tasks that are ready now.
-    fn done(&mut self, task: u32, found: bool) -> Vec<u32> {
-        let Some(work) = &mut self.work else { return Vec::new() };
+    /// Marks a task as done, and those that lacked nothing else as ready.
+    fn done(&mut self, task: u32, found: bool) {
+        let Some(work) = &mut self.work else { return };
         let state = &mut work.states[task as usize];
         if *state == TaskState::Done {
-            return Vec::new();
+            return;
         }
         *state = TaskState::Done;
         self.progress.done += 1;
         self.progress.found += u64::from(found);
-        let mut ready = Vec::new();
-        for (join, lacking) in &mut work.joins {
-            if work.plan.tasks()[*join as usize].needs.contains(&task) && *lacking > 0 {
-                *lacking -= 1;
-                if *lacking == 0 {
-                    work.states[*join as usize] = TaskState::Ready;
-                    ready.push(*join);
-                }
+        for dependant in work.dependants.on(task) {
+            let Some(lacking) = work.lacking.get_mut(&dependant) else { continue };
+            *lacking -= 1;
+            if *lacking == 0 {
+                work.lacking.remove(&dependant);
+                work.states[dependant as usize] = TaskState::Ready;
+                queue(&mut work.ready, &work.plan, dependant);
             }
         }
-        ready
     }
 
     /// Puts back the tasks that `task` needs and whose results vanished from the store; returns how many there are.
     fn lose(&mut self, task: u32, missing: &[ResultKey]) -> u32 {
         let Some(work) = &mut self.work else { return 0 };
         let mut again = 0;
-        for index in work.plan.tasks()[task as usize].needs.clone() {
+        for index in work.plan.tasks()[task as usize].needs.iter() {
             let key = work.plan.key_of(&work.plan.tasks()[index as usize]);
             let state = &mut work.states[index as usize];
             if *state == TaskState::Done && missing.contains(&key) {
                 *state = TaskState::Ready;
-                work.ready.push_back(index);
+                queue(&mut work.ready, &work.plan, index);
                 again += 1;
             }
         }
@@ -1076,9 +1072,7 @@ impl Entry {
             self.progress.done -= u64::from(again);
             self.progress.found = self.progress.found.min(self.progress.done);
             work.states[task as usize] = TaskState::Waiting;
-            for (_, lacking) in work.joins.iter_mut().filter(|(join, _)| *join == task) {
-                *lacking += again;
-            }
+            *work.lacking.entry(task).or_default() += again;
         }
         again
     }

@@ -19,10 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use broker::Broker;
-use coordinator::{
-    assemble::Assembler,
-    intake::{RasterRecord, tile_bytes},
-};
+use coordinator::{assemble::Assembler, intake::RasterRecord};
 use domain::{
     digest::Digest,
     job::{Job, JobKind, Model, Output, Picture, Precision, Priority, Reproducibility, Timestamp, Upscale},
@@ -30,7 +27,7 @@ use domain::{
     picture::{Color, Format, Sample},
     plan::{grid, plan},
     region::Size,
-    task::{ComputeClass, Context, ResultKey},
+    task::{ComputeClass, ResultKey},
     tiles::Tiling,
 };
 use imaging::{picture::Limits, raster::RasterInfo};
@@ -317,8 +314,7 @@ fn assemble_here(format: Format, folder: &Path) -> Result<()> {
     runtime.block_on(coordinator::records::put_json(&*store, &layout::raster_info(picture.digest), &record))?;
     for task in plan.tasks() {
         let context = plan.context_of(task);
-        if let Context::Upscale { .. } = context.context {
-            let size = tile_bytes(task.region.size(), scale);
+        if let Some(size) = context.context.result_bytes(&task.part) {
             let model = folder.join(format!("tile-{size}"));
             if !model.exists() {
                 let ramp: Vec<u8> = (0..size / 4).flat_map(|i| ((i % 6144) as f32 / 6144.0).to_le_bytes()).collect();

@@ -1,6 +1,9 @@
 //! House rules that a machine can check.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
@@ -82,10 +85,26 @@ fn the_coordinator_links_no_candle() {
 }
 
 #[test]
+fn the_domain_names_the_samplers_and_schedulers_that_workers_have() {
+    let known: Vec<&str> = domain::sampling::SAMPLERS.iter().map(|sampler| sampler.name).collect();
+    let have: Vec<&str> = models::diffusion::samplers::SAMPLERS.iter().map(|sampler| sampler.name).collect();
+    assert_eq!(known, have);
+    let have: Vec<&str> = models::diffusion::schedule::SCHEDULERS.iter().map(|scheduler| scheduler.name).collect();
+    assert_eq!(domain::sampling::SCHEDULERS, have);
+}
+
+#[test]
 fn the_domain_has_no_clock_no_dice_and_no_async() {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/domain/src");
-    for entry in std::fs::read_dir(source).expect("the sources are there") {
-        let path = entry.expect("an entry").path();
+    let mut folders = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/domain/src"))];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("the sources are there") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    assert!(files.len() > 20, "only {} sources", files.len());
+    for path in files {
         let text = std::fs::read_to_string(&path).expect("a source file");
         for word in ["SystemTime", "Instant::now", "rand::", "async fn", "std::fs", "std::net", "tokio"] {
             assert!(!text.contains(word), "{} names `{word}`", path.display());

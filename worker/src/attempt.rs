@@ -14,7 +14,7 @@ use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::{
     job::Precision,
-    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
+    task::{ComputeClass, Context, DECODE_REVISION, Part, Place, UPSCALE_REVISION},
 };
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
@@ -346,14 +346,7 @@ impl Bench {
 
 /// How large the result of `order` is.
 fn result_bytes(order: &Order) -> u64 {
-    match &order.context {
-        Context::Upscale { scale, .. } => {
-            let scale = u64::from(*scale);
-            let samples = order.region.size().pixels().saturating_mul(scale * scale).saturating_mul(3);
-            samples.saturating_mul(size_of::<f32>() as u64)
-        }
-        Context::Assemble { .. } => 0, // no result of a worker's
-    }
+    order.context.result_bytes(&Part::Region(order.region)).unwrap_or(0) // none: no result of a worker's
 }
 
 /// Renders on this thread: the result as it is stored, little-endian, and how long it took.
