@@ -16,3 +16,5 @@ pub mod region;
 pub mod resize;
 pub mod task;
 pub mod tiles;
+pub mod touched;
+pub mod working;
