@@ -3,8 +3,10 @@
 use std::fmt::Display;
 
 use crate::{
+    picture::NotEncodable,
     pipe::Family,
     region::{Corners, EmptyRegion, Size},
+    tiles::BadTiling,
     working::{Bbox, EmptyBox},
 };
 
@@ -88,9 +90,9 @@ pub enum Wrong {
         /// The size it comes to.
         size: Size,
     },
-    /// A segment would be redrawn at a size that no worker has room for.
+    /// Something would be redrawn at a size that no worker has room for.
     #[error(
-        "the segment would be redrawn at {size}, which takes about {needs_bytes} bytes of memory, and the largest worker has {has_bytes}: {fits} would fit"
+        "redrawing {size} pixels takes about {needs_bytes} bytes of memory, and the largest worker has {has_bytes}: {fits} pixels would fit"
     )]
     NoRoom {
         /// The size it comes to.
@@ -142,6 +144,12 @@ pub enum Wrong {
         /// Its scale.
         scale: u32,
     },
+    /// The result cannot be written so.
+    #[error(transparent)]
+    Output(#[from] NotEncodable),
+    /// The picture cannot be cut so for its network.
+    #[error(transparent)]
+    Tiling(#[from] BadTiling),
     /// Something that is needed is absent.
     #[error("is missing: {0}")]
     Missing(&'static str),
@@ -149,9 +157,11 @@ pub enum Wrong {
     #[error("{0}")]
     Conflict(&'static str),
     /// There are too many of them.
-    #[error("there are {count}, and the most is {most}")]
+    #[error("there are {count} {what}, and the most is {most}")]
     TooMany {
-        /// How many there are.
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are, or more.
         count: u64,
         /// How many there may be.
         most: u64,

@@ -8,6 +8,7 @@
 //! graph of [`task::Task`]s, each of which knows the key of its result before anything runs.
 
 pub mod check;
+pub mod cost;
 pub mod digest;
 pub mod job;
 pub mod layout;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod region;
 pub mod resize;
 pub mod sampling;
+pub mod schedule;
 pub mod segs;
 pub mod task;
 pub mod tiles;

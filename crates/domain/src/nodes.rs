@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     check::{Invalid, Warning, Wrong, in_range},
+    cost,
     job::{Model, Output, Picture, Precision, Reproducibility},
     pipe::{BasicPipe, MaskRef, PixelsRef, Weights},
     region::{Region, Size},
@@ -168,6 +169,16 @@ impl SegsDetail {
             Some(size) if latent_size(size).pixels() == 0 => Err(Wrong::NoLatent { size }.at(at("crop_region"))),
             Some(size) => Ok(Treatment::Redrawn(size)),
         }
+    }
+
+    /// Refuses segments that would take more room than the largest worker has; `weights_bytes` is what the networks take.
+    pub fn check_room(&self, weights_bytes: u64, has_bytes: u64) -> Result<(), Invalid> {
+        (0..self.segs.len()).try_for_each(|index| match self.treatment(index)? {
+            Treatment::PassedOn | Treatment::Kept => Ok(()),
+            Treatment::Redrawn(size) => {
+                check_room(format!("segs_detail.segs[{index}].crop_region"), size, weights_bytes, has_bytes)
+            }
+        })
     }
 
     /// The seed of a segment in a round, from 0; `seed` is its own or the job's.
@@ -336,6 +347,15 @@ impl SegsUpscale {
     /// The size at which a crop of `region` is redrawn.
     pub fn working_size(region: Region) -> Size {
         to_at_least_8(region.size())
+    }
+
+    /// Refuses segments that would take more room than the largest worker has; `weights_bytes` is what the networks take.
+    pub fn check_room(&self, weights_bytes: u64, has_bytes: u64) -> Result<(), Invalid> {
+        let size = self.size()?;
+        self.segs.iter().enumerate().filter(|(_, placed)| !placed.is_empty).try_for_each(|(index, placed)| {
+            let size = Self::working_size(placed.region(size));
+            check_room(format!("segs_upscale.segs[{index}].crop_region"), size, weights_bytes, has_bytes)
+        })
     }
 
     /// The seed of the segment at `index`; `seed` is its own or the job's.
@@ -638,6 +658,17 @@ impl LatentUpscale {
         targets
     }
 
+    /// Refuses a chain that would take more room than the largest worker has; `weights_bytes` is what the networks take.
+    pub fn check_room(&self, weights_bytes: u64, has_bytes: u64) -> Result<(), Invalid> {
+        // A tiled VAE holds a tile at a time, twice as long as it is wide.
+        let most = Size::new(self.tile_size, self.tile_size.saturating_mul(2));
+        let tiled = |size: Size| if self.use_tiled_vae && size.pixels() > most.pixels() { most } else { size };
+        let at = "latent_upscale.upscale_factor";
+        self.targets()
+            .into_iter()
+            .try_for_each(|(_, size)| check_room(at.to_owned(), tiled(size), weights_bytes, has_bytes))
+    }
+
     /// Refuses a job that cannot be done, and says what is worth knowing of one that can.
     pub fn check(&self) -> Result<Vec<Warning>, Invalid> {
         let at = "latent_upscale";
@@ -688,6 +719,15 @@ impl LatentUpscale {
         }
         Ok(warnings)
     }
+}
+
+fn check_room(field: String, size: Size, weights_bytes: u64, has_bytes: u64) -> Result<(), Invalid> {
+    let needs_bytes = cost::bytes(size).saturating_add(weights_bytes);
+    if needs_bytes <= has_bytes {
+        return Ok(());
+    }
+    let fits = cost::largest(size, has_bytes.saturating_sub(weights_bytes));
+    Err(Wrong::NoRoom { size, needs_bytes, has_bytes, fits }.at(field))
 }
 
 fn check_picture(at: &str, picture: &Picture, warnings: &mut Vec<Warning>) -> Result<(), Invalid> {

@@ -231,7 +231,33 @@ pub struct BasicPipe {
     pub control_nets: Vec<ControlNet>,
 }
 
+impl Weights {
+    /// The file without its name: what it is called changes no pixel.
+    fn nameless(&self) -> Self {
+        Self { digest: self.digest, name: String::new() }
+    }
+}
+
+impl ControlNet {
+    /// The same net without names.
+    pub fn nameless(&self) -> Self {
+        Self { weights: self.weights.nameless(), ..self.clone() }
+    }
+}
+
 impl BasicPipe {
+    /// The same pipe without names, but for those of embeddings, by which prompts call them.
+    pub fn nameless(&self) -> Self {
+        let Self { checkpoint, vae, loras, control_nets, .. } = self;
+        Self {
+            checkpoint: Checkpoint { weights: checkpoint.weights.nameless(), ..checkpoint.clone() },
+            vae: vae.as_ref().map(Weights::nameless),
+            loras: loras.iter().map(|lora| Lora { weights: lora.weights.nameless(), ..lora.clone() }).collect(),
+            control_nets: control_nets.iter().map(ControlNet::nameless).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Refuses a pipe that cannot be used; `at` is its path.
     pub fn check(&self, at: &str) -> Result<(), Invalid> {
         if let Some(layer) = self.stop_at_clip_layer {

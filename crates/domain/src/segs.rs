@@ -205,7 +205,7 @@ pub fn check(
     warnings: &mut Vec<Warning>,
 ) -> Result<(), Invalid> {
     if segs.len() as u64 > MAX_SEGS {
-        return Err(Wrong::TooMany { count: segs.len() as u64, most: MAX_SEGS }.at(at));
+        return Err(Wrong::TooMany { what: "segments", count: segs.len() as u64, most: MAX_SEGS }.at(at));
     }
     if segs.is_empty() {
         warnings.push(Warning::NothingToDo);

@@ -3,8 +3,6 @@
 //! What a node does to pixels before and after sampling is here; the [`Diffusion`] is the caller's. So the same code
 //! serves a worker with a network and a test with a stand-in.
 
-use std::str::FromStr;
-
 use domain::{
     region::Size,
     working::{DetailSize, rescaled, to_at_least_8},
@@ -260,51 +258,6 @@ pub fn upscale_with_model_then_scale<E: From<PixelError>>(
             return Ok(common_upscale(&upscaled, to, method, Crop::Disabled)?);
         }
         current = Some(upscaled);
-    }
-}
-
-/// At which steps the full sampler joins the two masked ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FullSamplerSchedule {
-    /// Never.
-    None,
-    /// At every `n + 1`-th step.
-    Interleave(u32),
-    /// At the last `n` steps.
-    Last(u32),
-    /// At every second step and the last two, whichever numbers the name bears.
-    Mixed,
-}
-
-impl FromStr for FullSamplerSchedule {
-    type Err = PixelError;
-
-    fn from_str(name: &str) -> Result<Self, PixelError> {
-        Ok(match name {
-            "none" => Self::None,
-            "interleave1" => Self::Interleave(1),
-            "interleave2" => Self::Interleave(2),
-            "interleave3" => Self::Interleave(3),
-            "last1" => Self::Last(1),
-            "last2" => Self::Last(2),
-            "interleave1+last1" | "interleave2+last1" | "interleave3+last1" => Self::Mixed,
-            _ => {
-                let want = "none, interleave1..3, last1, last2 or interleave1..3+last1";
-                return Err(PixelError::Unknown { what: "full sampler schedule", name: name.to_owned(), want });
-            }
-        })
-    }
-}
-
-impl FullSamplerSchedule {
-    /// Whether the full sampler runs at `step`, one of `0..=total_steps`.
-    pub fn is_full(self, step: u32, total_steps: u32) -> bool {
-        match self {
-            Self::None => false,
-            Self::Interleave(n) => (step + 1).is_multiple_of(n + 1),
-            Self::Last(n) => step + n > total_steps,
-            Self::Mixed => Self::Interleave(1).is_full(step, total_steps) || Self::Last(2).is_full(step, total_steps),
-        }
     }
 }
 
