@@ -7,12 +7,21 @@
 //! Start with [`job::Job`], the resolved job: everything a plan needs, fixed at intake. [`plan::plan`] turns it into a
 //! graph of [`task::Task`]s, each of which knows the key of its result before anything runs.
 
+pub mod check;
+pub mod cost;
 pub mod digest;
 pub mod job;
 pub mod layout;
+pub mod nodes;
 pub mod picture;
+pub mod pipe;
 pub mod plan;
 pub mod region;
 pub mod resize;
+pub mod sampling;
+pub mod schedule;
+pub mod segs;
 pub mod task;
 pub mod tiles;
+pub mod touched;
+pub mod working;

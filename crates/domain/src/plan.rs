@@ -1,19 +1,31 @@
 //! The planner: a resolved job becomes a graph of tasks.
+//!
+//! A task needs the results of tasks that stand before it, and nothing else orders them. How the graph of a job of
+//! segments comes about is told in [`segs`], that of a latent upscale in [`latent`].
+
+pub mod latent;
+pub mod segs;
 
 use std::ops::Range;
 
 use crate::{
+    check::Invalid,
     digest::Digest,
-    job::{Job, JobKind, NoSize, Picture, Precision, Reproducibility, Upscale},
+    job::{Job, JobKind, NoSize, Output, Picture, Precision, Reproducibility, Upscale},
     picture::NotEncodable,
     region::{Region, Size},
     resize::Resampling,
-    task::{ASSEMBLE_REVISION, Context, DECODE_REVISION, Place, ResultKey, UPSCALE_REVISION},
+    task::{
+        ASSEMBLE_REVISION, ComputeClass, Context, DECODE_REVISION, Encoding, Part, Place, ResultKey, UPSCALE_REVISION,
+    },
     tiles::{BadTiling, TileGrid},
 };
 
 /// The most tasks that one job may have.
 pub const MAX_TASKS: u64 = 4_000_000;
+
+/// The most needs between the segments of one job.
+pub const MAX_LAYERS: u64 = 200_000;
 
 /// A job as a graph of tasks. A pure function of the job: planning it again gives the same graph.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,12 +50,70 @@ pub struct PlannedContext {
 pub struct Task {
     /// Index of its context.
     pub context: u32,
-    /// What sets it apart within its context: the input region of a tile; the whole picture of an assembly.
-    pub region: Region,
+    /// What sets it apart within its context.
+    pub part: Part,
     /// The second half of its result key.
     pub digest: Digest,
     /// The tasks whose results it needs. They all stand before it.
-    pub needs: Range<u32>,
+    pub needs: Needs,
+}
+
+/// Indices of tasks, in ascending order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Needs {
+    /// All of a range.
+    Range(Range<u32>),
+    /// Each of a list, without repetition.
+    List(Box<[u32]>),
+}
+
+impl Needs {
+    /// No task.
+    pub const NONE: Self = Self::Range(0..0);
+
+    /// The tasks of `indices`, in any order.
+    pub fn of(indices: impl IntoIterator<Item = u32>) -> Self {
+        let mut indices: Vec<u32> = indices.into_iter().collect();
+        indices.sort_unstable();
+        indices.dedup();
+        match indices[..] {
+            [] => Self::NONE,
+            [first, .., last] | [first @ last] if (last - first) as usize + 1 == indices.len() => {
+                Self::Range(first..last + 1)
+            }
+            _ => Self::List(indices.into()),
+        }
+    }
+
+    /// The indices.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + Clone + '_ {
+        let (range, list) = match self {
+            Self::Range(range) => (range.clone(), &[][..]),
+            Self::List(list) => (0..0, &list[..]),
+        };
+        range.chain(list.iter().copied())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Range(range) => range.len(),
+            Self::List(list) => list.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether `task` is among them.
+    pub fn contains(&self, task: u32) -> bool {
+        match self {
+            Self::Range(range) => range.contains(&task),
+            Self::List(list) => list.binary_search(&task).is_ok(),
+        }
+    }
 }
 
 /// Why a job cannot be planned. `field` is the path of the job's field that is to blame.
@@ -80,6 +150,9 @@ pub enum PlanError {
         /// What is wrong.
         source: NoSize,
     },
+    /// A field cannot be used.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// There is nothing to do.
     #[error("the job names no picture")]
     NoPicture,
@@ -93,8 +166,9 @@ pub enum PlanError {
 
 impl PlanError {
     /// The path of the field to blame, as in `upscale.tile`.
-    pub fn field(&self) -> &'static str {
+    pub fn field(&self) -> &str {
         match self {
+            Self::Invalid(invalid) => &invalid.field,
             Self::Tiling(_) | Self::TooManyTasks { .. } => "upscale.tile",
             Self::Output { .. } => "upscale.output.format",
             Self::Resize { .. } => "upscale.resize",
@@ -123,6 +197,41 @@ impl Plan {
     pub fn key_of(&self, task: &Task) -> ResultKey {
         ResultKey { context: self.context_of(task).digest, task: task.digest }
     }
+
+    /// Which tasks are still to be done, if `found` says whose results are there.
+    ///
+    /// What only finished tasks need is not needed at all; a task that none needs is itself wanted.
+    pub fn wanted(&self, found: impl Fn(u32) -> bool) -> Vec<bool> {
+        let mut needed: Vec<Option<bool>> = vec![None; self.tasks.len()];
+        let mut wanted = vec![false; self.tasks.len()];
+        // Tasks stand after those they need, so one pass backwards settles chains too.
+        for (index, task) in self.tasks.iter().enumerate().rev() {
+            wanted[index] = !found(index as u32) && needed[index].unwrap_or(true);
+            for need in task.needs.iter() {
+                let slot = &mut needed[need as usize];
+                *slot = Some(slot.unwrap_or(false) || wanted[index]);
+            }
+        }
+        wanted
+    }
+
+    fn empty() -> Self {
+        Self { contexts: Vec::new(), tasks: Vec::new() }
+    }
+
+    /// Adds a context, and gives its index and its digest.
+    fn context(&mut self, context: Context, picture: usize) -> (u32, Digest) {
+        let digest = context.digest();
+        self.contexts.push(PlannedContext { context, digest, picture });
+        (self.contexts.len() as u32 - 1, digest)
+    }
+
+    /// Adds a task, and gives its index and its key.
+    fn task(&mut self, context: u32, part: Part, needs: Needs) -> (u32, ResultKey) {
+        let key = ResultKey::of(self.contexts[context as usize].digest, &part);
+        self.tasks.push(Task { context, part, digest: key.task, needs });
+        (self.tasks.len() as u32 - 1, key)
+    }
 }
 
 /// Plans `job`.
@@ -146,26 +255,17 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
         return Err(PlanError::TooManyTasks { tasks });
     }
 
-    // Short numbers differ too visibly between kinds of device to be mixed in one picture.
-    let place = match (upscale.reproducibility, upscale.precision) {
-        (Reproducibility::Mixed, Precision::Exact) => Place::AnyWorker,
-        (Reproducibility::SameClass, _) | (Reproducibility::Mixed, Precision::Fast) => {
-            Place::Class(upscale.class.clone())
-        }
-    };
     let mut plan = Plan { contexts: Vec::with_capacity(2 * grids.len()), tasks: Vec::with_capacity(tasks as usize) };
     for (index, (picture, grid)) in upscale.pictures.iter().zip(&grids).enumerate() {
-        let tiles = Context::Upscale {
-            revision: UPSCALE_REVISION,
-            picture: picture.digest,
-            decode: DECODE_REVISION,
-            upscale_model: upscale.upscale_model.digest,
-            scale,
-            precision: upscale.precision,
-            place: place.clone(),
-        };
-        let tiles_digest = tiles.digest();
-        let (format, color, sample) = upscale.output.resolve(picture);
+        let place = place(upscale.reproducibility, upscale.precision, &upscale.class);
+        let (tiles_digest, tiles) = plan_tiles(
+            &mut plan,
+            index,
+            picture,
+            grid,
+            &TilesOf { upscale_model: upscale.upscale_model.digest, scale, precision: upscale.precision, place },
+        );
+        let Encoding { format, color, sample, quality } = encoding(&upscale.output, picture);
         let assemble = Context::Assemble {
             revision: ASSEMBLE_REVISION,
             tiles: tiles_digest,
@@ -176,30 +276,60 @@ fn plan_upscale(upscale: &Upscale) -> Result<Plan, PlanError> {
             format,
             color,
             sample,
-            quality: upscale.output.quality,
+            quality,
             resize: last_step(upscale, picture)?,
         };
-        let assemble_digest = assemble.digest();
-        let context = plan.contexts.len() as u32;
-        plan.contexts.push(PlannedContext { context: tiles, digest: tiles_digest, picture: index });
-        plan.contexts.push(PlannedContext { context: assemble, digest: assemble_digest, picture: index });
-
-        let first = plan.tasks.len() as u32;
-        plan.tasks.extend(grid.tiles().map(|tile| Task {
-            context,
-            region: tile.input,
-            digest: ResultKey::new(tiles_digest, tile.input).task,
-            needs: 0..0,
-        }));
-        let region = Region::new(0, 0, picture.size.width, picture.size.height);
-        plan.tasks.push(Task {
-            context: context + 1,
-            region,
-            digest: ResultKey::new(assemble_digest, region).task,
-            needs: first..plan.tasks.len() as u32,
-        });
+        let (context, _) = plan.context(assemble, index);
+        plan.task(context, whole(picture.size), Needs::Range(tiles));
     }
     Ok(plan)
+}
+
+/// What a picture's tiles are rendered with.
+struct TilesOf {
+    upscale_model: Digest,
+    scale: u32,
+    precision: Precision,
+    place: Place,
+}
+
+/// Adds the tiles of a picture, row by row, and gives the digest of their context and their indices.
+fn plan_tiles(plan: &mut Plan, index: usize, picture: &Picture, grid: &TileGrid, of: &TilesOf) -> (Digest, Range<u32>) {
+    let tiles = Context::Upscale {
+        revision: UPSCALE_REVISION,
+        picture: picture.digest,
+        decode: DECODE_REVISION,
+        upscale_model: of.upscale_model,
+        scale: of.scale,
+        precision: of.precision,
+        place: of.place.clone(),
+    };
+    let (context, digest) = plan.context(tiles, index);
+    let first = plan.tasks.len() as u32;
+    for tile in grid.tiles() {
+        plan.task(context, Part::Region(tile.input), Needs::NONE);
+    }
+    (digest, first..plan.tasks.len() as u32)
+}
+
+/// Who may render what is computed so.
+fn place(reproducibility: Reproducibility, precision: Precision, class: &ComputeClass) -> Place {
+    match (reproducibility, precision) {
+        (Reproducibility::Mixed, Precision::Exact) => Place::AnyWorker,
+        // Short numbers differ too visibly between kinds of device to be mixed in one picture.
+        (Reproducibility::SameClass, _) | (Reproducibility::Mixed, Precision::Fast) => Place::Class(class.clone()),
+    }
+}
+
+/// How the result of `picture` is written.
+fn encoding(output: &Output, picture: &Picture) -> Encoding {
+    let (format, color, sample) = output.resolve(picture);
+    Encoding { format, color, sample, quality: output.quality }
+}
+
+/// All of a picture.
+fn whole(size: Size) -> Part {
+    Part::Region(Region::new(0, 0, size.width, size.height))
 }
 
 /// The tiles of `picture`, once it is clear that its output can be written.
@@ -268,13 +398,20 @@ mod tests {
         }
     }
 
+    fn needs(needs: &Needs) -> String {
+        match needs {
+            Needs::Range(range) => format!("{range:?}"),
+            Needs::List(list) => format!("{list:?}"),
+        }
+    }
+
     #[track_caller]
     fn check(sizes: &[(u32, u32)], want: &str) {
         let plan = plan(&job(sizes, Format::Png)).unwrap();
         let tasks = plan.tasks().iter().map(|task| {
             let operation = plan.context_of(task).context.operation();
-            let needs = if task.needs.is_empty() { String::new() } else { format!("<-{:?}", task.needs) };
-            format!("{operation} {}{needs}", task.region)
+            let needs = if task.needs.is_empty() { String::new() } else { format!("<-{}", needs(&task.needs)) };
+            format!("{operation} {}{needs}", task.part.region())
         });
         assert_eq!(tasks.collect::<Vec<_>>().join(", "), want);
     }
@@ -325,11 +462,11 @@ mod tests {
             let mut job = job(&[(width, 10)], Format::Jpeg);
             let JobKind::Upscale(upscale) = &mut job.kind;
             upscale.resize = Some(Resize { target, method: ResizeMethod::Lanczos });
-            plan(&job).map(drop).map_err(|error| error.field())
+            plan(&job).map(drop).map_err(|error| error.field().to_owned())
         };
         assert_eq!(with(40_000, Target::Width(60_000)), Ok(()));
-        assert_eq!(with(40_000, Target::Width(66_000)), Err("upscale.output.format"));
-        assert_eq!(with(1, Target::Height(1_000_000)), Err("upscale.output.format"));
+        assert_eq!(with(40_000, Target::Width(66_000)), Err("upscale.output.format".to_owned()));
+        assert_eq!(with(1, Target::Height(1_000_000)), Err("upscale.output.format".to_owned()));
         let mut tall = job(&[(1, 10_000)], Format::Png);
         let JobKind::Upscale(upscale) = &mut tall.kind;
         upscale.resize = Some(Resize { target: Target::Width(1_000_000), method: ResizeMethod::Lanczos });
@@ -338,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_be_done_is_refused_with_its_field() {
-        let field = |job: &Job| plan(job).unwrap_err().field();
+        let field = |job: &Job| plan(job).unwrap_err().field().to_owned();
         assert_eq!(field(&job(&[], Format::Png)), "upscale.pictures");
         assert_eq!(field(&job(&[(40_000, 1)], Format::Jpeg)), "upscale.output.format");
         assert_eq!(field(&job(&[(0, 1)], Format::Png)), "upscale.output.format");

@@ -3,11 +3,11 @@
 //! The network enlarges by a whole number, and what it gives is resampled to the exact size. Sizes are rounded as the
 //! reference does (pixels.md, section 6): half to even, and never to nothing.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::region::Size;
+use crate::region::{Region, Size};
 
 /// The longest side that may be asked for, in pixels.
 pub const MAX_SIDE: u32 = 1_000_000;
@@ -151,6 +151,38 @@ pub struct Resampling {
     pub to: Size,
     /// How it is resampled.
     pub method: ResizeMethod,
+}
+
+/// Half the width of the 8-bit bicubic kernel, in pixels of the coarser side (pixels.md, section 6.3).
+pub const BICUBIC_SUPPORT: f64 = 2.0;
+
+/// The input positions of one axis that 8-bit resampling makes output position `i` of, when `from` positions become `to`.
+///
+/// `support` is half the width of the kernel in pixels of the coarser side.
+pub fn taps(support: f64, from: usize, to: usize, i: usize) -> Range<usize> {
+    let scale = from as f64 / to as f64;
+    let support = support * scale.max(1.0);
+    let centre = (i as f64 + 0.5) * scale;
+    let first = (centre - support + 0.5).max(0.0) as usize;
+    let last = ((centre + support + 0.5) as usize).min(from);
+    first..last
+}
+
+/// The pixels of a picture of size `from` that 8-bit resampling to size `to` makes the pixels of `output` of.
+///
+/// An axis that keeps its length is not resampled. `output` must lie within `to` and have pixels.
+pub fn window(support: f64, from: Size, to: Size, output: Region) -> Region {
+    let axis = |from: u32, to: u32, start: u32, length: u32| {
+        if from == to {
+            return (start, length);
+        }
+        let taps = |i: u32| taps(support, from as usize, to as usize, i as usize);
+        let (first, last) = (taps(start).start as u32, taps(start + length - 1).end as u32);
+        (first, last - first)
+    };
+    let (x, width) = axis(from.width, to.width, output.x, output.width);
+    let (y, height) = axis(from.height, to.height, output.y, output.height);
+    Region { x, y, width, height }
 }
 
 #[cfg(test)]

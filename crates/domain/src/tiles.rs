@@ -184,6 +184,12 @@ impl TileGrid {
         u64::from(touched.start) * columns..u64::from(touched.end) * columns
     }
 
+    /// Indices of the tiles whose output shares a pixel with the output region `region`, in blending order.
+    pub fn touching(&self, region: Region) -> impl Iterator<Item = u64> + '_ {
+        self.touching_rows(region.y..region.bottom())
+            .filter(move |index| self.tile(*index).output.intersection(&region).is_some())
+    }
+
     /// What neighbours share, in pixels of the input.
     pub fn overlap(&self) -> u32 {
         self.overlap

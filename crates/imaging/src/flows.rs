@@ -3,13 +3,14 @@
 //! What a node does to pixels before and after sampling is here; the [`Diffusion`] is the caller's. So the same code
 //! serves a worker with a network and a test with a stand-in.
 
-use std::str::FromStr;
-
-use domain::region::Size;
+use domain::{
+    region::Size,
+    working::{DetailSize, rescaled, to_at_least_8},
+};
 
 use crate::{
     bytes::{dequantise, quantise},
-    frames::{Corners, Frames, PixelError},
+    frames::{Frames, PixelError},
     mask::{JOINED_THRESHOLD, Mask},
     paste::tensor_paste,
     resample::{
@@ -26,7 +27,7 @@ pub trait Diffusion {
     type Latent;
     /// Why it failed.
     type Error: From<PixelError>;
-    /// Pixels to latents. Cuts the pixels to multiples of 8, see [`multiples_of_8`].
+    /// Pixels to latents. Cuts the pixels to multiples of 8, see [`domain::working::multiples_of_8`].
     fn encode(&mut self, pixels: &Frames) -> Result<Self::Latent, Self::Error>;
     /// Redraws, where `noise_mask` allows it. The mask may be of another size than the pixels were.
     fn sample(
@@ -37,13 +38,6 @@ pub trait Diffusion {
     ) -> Result<Self::Latent, Self::Error>;
     /// Latents to pixels.
     fn decode(&mut self, latent: &Self::Latent) -> Result<Frames, Self::Error>;
-}
-
-/// The middle of a picture whose sides are multiples of 8, which is what a VAE encodes.
-pub fn multiples_of_8(size: Size) -> Corners {
-    let axis = |length: u32| (i64::from(length % 8 / 2), i64::from(length % 8 / 2 + length / 8 * 8));
-    let ((x1, x2), (y1, y2)) = (axis(size.width), axis(size.height));
-    Corners { x1, y1, x2, y2 }
 }
 
 fn one_frame(operation: &'static str, picture: &Frames) -> Result<(), PixelError> {
@@ -81,9 +75,7 @@ pub type UpscaleModel<'a, E> = dyn FnMut(&Frames) -> Result<Frames, E> + 'a;
 impl SegsUpscaler {
     /// The size that a picture of size `from` becomes; one without pixels is refused.
     pub fn size(&self, from: Size) -> Result<Size, PixelError> {
-        let side = |length: u32| (f64::from(length) * self.rescale_factor) as u32;
-        let size = Size::new(side(from.width), side(from.height));
-        if size.pixels() == 0 { Err(PixelError::Empty { operation: "SEGSUpscaler", size }) } else { Ok(size) }
+        rescaled(from, self.rescale_factor).ok_or(PixelError::Empty { operation: "SEGSUpscaler", size: from })
     }
 
     /// Enlarges the picture: by the model, if there is one, and then by 8-bit bicubic to the exact size.
@@ -129,8 +121,8 @@ impl SegsUpscaler {
             let crop = picture.crop(&seg.crop_region);
             let noise_mask = seg.cropped_mask.feather(self.noise_mask_feather);
             let latent = match to_at_least_8(crop.size()) {
-                Some(size) => diffusion.encode(&tensor_resize(&crop, size)?)?,
-                None => diffusion.encode(&crop)?,
+                size if size == crop.size() => diffusion.encode(&crop)?,
+                size => diffusion.encode(&tensor_resize(&crop, size)?)?,
             };
             let latent = diffusion.sample(latent, Some(&noise_mask), seed_plus(self.seed, index)?)?;
             let patch = back_to(crop.size(), diffusion.decode(&latent)?)?;
@@ -141,62 +133,9 @@ impl SegsUpscaler {
     }
 }
 
-/// The size to which a crop is enlarged where a side of it is no multiple of 8, so that the VAE does not cut too much.
-fn to_at_least_8(size: Size) -> Option<Size> {
-    if size.width.is_multiple_of(8) && size.height.is_multiple_of(8) {
-        return None;
-    }
-    let factor = 8.0 / f64::from(size.width.min(size.height)) + 1.0;
-    let side = |length: u32| (f64::from(length) * factor) as u32;
-    Some(Size::new(side(size.width), side(size.height)))
-}
-
 /// Resizes what was decoded to the crop it came from, if it differs.
 fn back_to(size: Size, decoded: Frames) -> Result<Frames, PixelError> {
     if decoded.size() == size { Ok(decoded) } else { tensor_resize(&decoded, size) }
-}
-
-/// How large a segment is redrawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DetailSize {
-    /// What the shorter side is enlarged to.
-    pub guide_size: f64,
-    /// Whether the shorter side is that of the bounding box, not that of the crop.
-    pub guide_size_for_bbox: bool,
-    /// What the longer side of the crop may become.
-    pub max_size: f64,
-    /// Redraws segments that are large enough already, too.
-    pub force_inpaint: bool,
-}
-
-impl DetailSize {
-    /// The size a crop is redrawn at, or `None` where the segment keeps its pixels.
-    ///
-    /// The side that the enlargement is measured by must not be 0; such a segment is refused.
-    pub fn of(&self, crop: Size, bbox: &Corners) -> Result<Option<Size>, PixelError> {
-        let (width, height) = (bbox.width() as f64, bbox.height() as f64);
-        if !self.force_inpaint && width >= self.guide_size && height >= self.guide_size {
-            return Ok(None);
-        }
-        let shortest =
-            if self.guide_size_for_bbox { width.min(height) } else { f64::from(crop.width.min(crop.height)) };
-        if shortest == 0.0 {
-            return Err(PixelError::EmptyRegion { region: *bbox });
-        }
-        let mut factor = self.guide_size / shortest;
-        let scaled =
-            |factor: f64| Size::new((f64::from(crop.width) * factor) as u32, (f64::from(crop.height) * factor) as u32);
-        let mut size = scaled(factor);
-        let longest = f64::from(size.width.max(size.height));
-        if longest > self.max_size {
-            factor *= self.max_size / longest;
-            size = scaled(factor);
-        }
-        if factor <= 1.0 || size.pixels() == 0 {
-            return Ok(self.force_inpaint.then_some(crop));
-        }
-        Ok(Some(size))
-    }
 }
 
 /// Parameters of `SEGSDetailer` that concern pixels.
@@ -229,7 +168,7 @@ impl SegsDetailer {
                     continue;
                 }
                 let pixels = seg.pixels(picture);
-                let redrawn = match self.size.of(pixels.size(), &seg.bbox)? {
+                let redrawn = match self.size.of(pixels.size(), seg.bbox.into()).map_err(PixelError::from)? {
                     None => pixels,
                     Some(size) => {
                         let noise_mask = self.noise_mask.then(|| seg.cropped_mask.feather(self.noise_mask_feather));
@@ -273,7 +212,7 @@ impl SegsDetailerAnimated {
                 let operation = "a segment's own image in an animation";
                 return Err(PixelError::Frames { operation, want: frames.frames, got: pixels.frames }.into());
             }
-            let to = size.of(pixels.size(), &seg.bbox)?.unwrap_or(pixels.size());
+            let to = size.of(pixels.size(), seg.bbox.into()).map_err(PixelError::from)?.unwrap_or(pixels.size());
             let noise_mask = animated_noise_mask(&seg.cropped_mask, self.noise_mask_feather, to, frames.frames)?;
             let latent = diffusion.encode(&tensor_resize(&pixels, to)?)?;
             let latent = diffusion.sample(latent, Some(&noise_mask), self.seed)?;
@@ -319,51 +258,6 @@ pub fn upscale_with_model_then_scale<E: From<PixelError>>(
             return Ok(common_upscale(&upscaled, to, method, Crop::Disabled)?);
         }
         current = Some(upscaled);
-    }
-}
-
-/// At which steps the full sampler joins the two masked ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FullSamplerSchedule {
-    /// Never.
-    None,
-    /// At every `n + 1`-th step.
-    Interleave(u32),
-    /// At the last `n` steps.
-    Last(u32),
-    /// At every second step and the last two, whichever numbers the name bears.
-    Mixed,
-}
-
-impl FromStr for FullSamplerSchedule {
-    type Err = PixelError;
-
-    fn from_str(name: &str) -> Result<Self, PixelError> {
-        Ok(match name {
-            "none" => Self::None,
-            "interleave1" => Self::Interleave(1),
-            "interleave2" => Self::Interleave(2),
-            "interleave3" => Self::Interleave(3),
-            "last1" => Self::Last(1),
-            "last2" => Self::Last(2),
-            "interleave1+last1" | "interleave2+last1" | "interleave3+last1" => Self::Mixed,
-            _ => {
-                let want = "none, interleave1..3, last1, last2 or interleave1..3+last1";
-                return Err(PixelError::Unknown { what: "full sampler schedule", name: name.to_owned(), want });
-            }
-        })
-    }
-}
-
-impl FullSamplerSchedule {
-    /// Whether the full sampler runs at `step`, one of `0..=total_steps`.
-    pub fn is_full(self, step: u32, total_steps: u32) -> bool {
-        match self {
-            Self::None => false,
-            Self::Interleave(n) => (step + 1).is_multiple_of(n + 1),
-            Self::Last(n) => step + n > total_steps,
-            Self::Mixed => Self::Interleave(1).is_full(step, total_steps) || Self::Last(2).is_full(step, total_steps),
-        }
     }
 }
 
@@ -424,31 +318,6 @@ fn aligned(values: &[f32], from: Size, to: Size) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SIZE: DetailSize =
-        DetailSize { guide_size: 64.0, guide_size_for_bbox: true, max_size: 128.0, force_inpaint: false };
-
-    #[test]
-    fn a_large_segment_keeps_its_pixels_unless_forced() {
-        let (crop, bbox) = (Size::new(200, 150), Corners::new(0, 0, 80, 64));
-        assert_eq!(SIZE.of(crop, &bbox), Ok(None));
-        assert_eq!(DetailSize { force_inpaint: true, ..SIZE }.of(crop, &bbox), Ok(Some(crop)));
-    }
-
-    #[test]
-    fn the_longer_side_is_capped() {
-        assert_eq!(SIZE.of(Size::new(60, 20), &Corners::new(0, 0, 32, 16)), Ok(Some(Size::new(128, 42))));
-    }
-
-    #[test]
-    fn a_box_without_pixels_is_refused() {
-        assert!(SIZE.of(Size::new(10, 10), &Corners::new(3, 3, 3, 9)).is_err());
-    }
-
-    #[test]
-    fn the_vae_cuts_evenly() {
-        assert_eq!(multiples_of_8(Size::new(21, 16)), Corners::new(2, 0, 18, 16));
-    }
 
     #[test]
     fn a_seed_that_overflows_is_refused() {

@@ -1,8 +1,9 @@
 //! Pictures and masks in memory, as the pixel operations take them: `f32`, frame by frame, row by row, channels last.
 
-use std::fmt;
-
-use domain::region::{Region, Size};
+use domain::{
+    region::{Corners, EmptyRegion, Region, Size},
+    working::EmptyBox,
+};
 
 /// Why an operation on pixels was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -92,11 +93,11 @@ pub enum PixelError {
         picture: Size,
     },
     /// A segment's region holds no pixels.
-    #[error("the region {region} of a segment is empty")]
-    EmptyRegion {
-        /// The region.
-        region: Corners,
-    },
+    #[error(transparent)]
+    EmptyRegion(#[from] EmptyRegion),
+    /// A segment's box has no side that its enlargement could be measured by.
+    #[error(transparent)]
+    EmptyBox(#[from] EmptyBox),
     /// Tiles made as segments would not advance.
     #[error("an overlap of {min_overlap} pixels leaves no step between tiles of {bbox_size} pixels")]
     NoStep {
@@ -123,63 +124,6 @@ pub enum PixelError {
         /// The names there are.
         want: &'static str,
     },
-}
-
-/// A region by its corners, as SEGS hold it, shown as `(x1, y1, x2, y2)`: the second corner is exclusive.
-///
-/// Unlike a [`Region`] it may be empty, inside out, or reach beyond the picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Corners {
-    /// The first column.
-    pub x1: i64,
-    /// The first row.
-    pub y1: i64,
-    /// The column after the last.
-    pub x2: i64,
-    /// The row after the last.
-    pub y2: i64,
-}
-
-impl Corners {
-    /// The region between two corners.
-    pub const fn new(x1: i64, y1: i64, x2: i64, y2: i64) -> Self {
-        Self { x1, y1, x2, y2 }
-    }
-
-    /// Columns, negative where the corners are inside out.
-    pub const fn width(&self) -> i64 {
-        self.x2 - self.x1
-    }
-
-    /// Rows, negative where the corners are inside out.
-    pub const fn height(&self) -> i64 {
-        self.y2 - self.y1
-    }
-
-    /// Width and height, or the refusal of a region without pixels.
-    pub fn size(&self) -> Result<Size, PixelError> {
-        match (u32::try_from(self.width()), u32::try_from(self.height())) {
-            (Ok(width @ 1..), Ok(height @ 1..)) => Ok(Size { width, height }),
-            _ => Err(PixelError::EmptyRegion { region: *self }),
-        }
-    }
-
-    /// The part that lies within a picture of `size`, which may be nothing.
-    pub fn within(&self, size: Size) -> Region {
-        let clip = |from: i64, to: i64, limit: u32| {
-            let from = from.clamp(0, i64::from(limit));
-            (from as u32, (to.clamp(from, i64::from(limit)) - from) as u32)
-        };
-        let (x, width) = clip(self.x1, self.x2, size.width);
-        let (y, height) = clip(self.y1, self.y2, size.height);
-        Region { x, y, width, height }
-    }
-}
-
-impl fmt::Display for Corners {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({}, {}, {}, {})", self.x1, self.y1, self.x2, self.y2)
-    }
 }
 
 /// One or more pictures of one size: `[frames, height, width, channels]`, usually 0..1.

@@ -1,10 +1,10 @@
 //! Masks (reference: pixels.md, section 7): blur, growth, resizing, thresholds and the joining of masks.
 
-use domain::region::{Region, Size};
+use domain::region::{Corners, Region, Size};
 
 use crate::{
     bytes,
-    frames::{Corners, Frames, PixelError, crop_rows},
+    frames::{Frames, PixelError, crop_rows},
     resample::float::{FloatResizer, Interpolation},
 };
 

@@ -1,7 +1,9 @@
 //! Pasting (reference: pixels.md, section 9). All in `f32`, nothing is clamped.
 
+use domain::region::Corners;
+
 use crate::{
-    frames::{Corners, Frames, PixelError},
+    frames::{Frames, PixelError},
     mask::Mask,
     segs::Segs,
 };

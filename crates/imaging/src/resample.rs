@@ -10,11 +10,11 @@ pub mod rows;
 
 use std::str::FromStr;
 
-use domain::region::Size;
+use domain::region::{Corners, Size};
 
 use crate::{
     bytes::{dequantise, quantise},
-    frames::{Corners, Frames, PixelError},
+    frames::{Frames, PixelError},
 };
 use bytes8::{ByteResizer, Filter};
 use float::{FloatResizer, Interpolation};
@@ -77,7 +77,7 @@ fn centre(from: Size, to: Size) -> Result<Corners, PixelError> {
     let x = if old > new { ((width - width * (new / old)) / 2.0).round_ties_even() as i64 } else { 0 };
     let y = if old < new { ((height - height * (old / new)) / 2.0).round_ties_even() as i64 } else { 0 };
     let region = Corners::new(x, y, i64::from(from.width) - x, i64::from(from.height) - y);
-    region.size().map(|_| region)
+    Ok(region.size().map(|_| region)?)
 }
 
 /// Resizes every frame in floating point.

@@ -6,11 +6,11 @@
 pub mod from_mask;
 pub mod tiles;
 
-use domain::region::Size;
+use domain::region::{Corners, Size};
 
 use crate::{
     bytes::{self, from_u8, to_u8},
-    frames::{Corners, Frames, PixelError},
+    frames::{Frames, PixelError},
     mask::Mask,
     resample::tensor_resize,
 };
@@ -96,7 +96,7 @@ impl Segs {
         let seg = |seg: &Seg| {
             let crop_region = corners(&seg.crop_region);
             let size = crop_region.size()?;
-            Ok(Seg {
+            Ok::<_, PixelError>(Seg {
                 cropped_image: seg.cropped_image.as_ref().map(|image| tensor_resize(image, size)).transpose()?,
                 cropped_mask: seg.cropped_mask.resize(size)?,
                 confidence: seg.confidence,

@@ -1,13 +1,16 @@
 //! The SEGS nodes of the `pixels` form, with a stand-in where the diffusion would be.
 
 use anyhow::Context;
-use domain::region::Size;
+use domain::{
+    region::{Corners, Size},
+    working::{DetailSize, multiples_of_8},
+};
 use imaging::{
     flows::{
-        DetailSize, Diffusion, FullSamplerSchedule, SegsDetailer, SegsDetailerAnimated, SegsUpscaler, TwoSamplersMasks,
-        UpscaleModel, multiples_of_8, upscale_with_model_then_scale as upscale_then_scale,
+        Diffusion, FullSamplerSchedule, SegsDetailer, SegsDetailerAnimated, SegsUpscaler, TwoSamplersMasks,
+        UpscaleModel, upscale_with_model_then_scale as upscale_then_scale,
     },
-    frames::{Corners, Frames},
+    frames::{Frames, PixelError},
     mask::Mask,
 };
 use serde::Deserialize;
@@ -33,7 +36,7 @@ impl Diffusion for StandIn {
     type Error = Failure;
 
     fn encode(&mut self, pixels: &Frames) -> Result<Frames, Failure> {
-        Ok(pixels.crop(&multiples_of_8(pixels.size())))
+        Ok(pixels.crop(&multiples_of_8(pixels.size()).into()))
     }
 
     fn sample(&mut self, latent: Frames, noise_mask: Option<&Mask>, seed: u64) -> Result<Frames, Failure> {
@@ -119,7 +122,7 @@ pub fn detailer_size_row(row: &Value) -> Result<Value, Failure> {
     let Row { crop_wh, bbox_wh, guide_size, guide_size_for_bbox, max_size, force_inpaint } = read_row(row)?;
     let size = DetailSize { guide_size, guide_size_for_bbox, max_size, force_inpaint };
     let bbox = Corners::new(0, 0, bbox_wh[0], bbox_wh[1]);
-    let size = size.of(Size::new(crop_wh[0], crop_wh[1]), &bbox)?;
+    let size = size.of(Size::new(crop_wh[0], crop_wh[1]), bbox.into()).map_err(PixelError::from)?;
     Ok(json!({"result_wh": size.map(|size| [size.width, size.height])}))
 }
 

@@ -1,9 +1,9 @@
 //! Segments and masks between a case and the types of `imaging`, and the operations on them.
 
 use anyhow::{Context, anyhow, bail};
-use domain::region::Size;
+use domain::region::{Corners, Size};
 use imaging::{
-    frames::{Corners, Frames},
+    frames::Frames,
     mask::{Mask, condition_mask_region},
     paste::{segs_paste as paste, tensor_paste as paste_tensor},
     segs::{Seg, Segs, from_mask::MaskToSegs, make_crop_region, normalize_region, tiles::MakeTileSegs},

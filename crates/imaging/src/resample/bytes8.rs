@@ -9,7 +9,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use domain::region::Size;
+use domain::{
+    region::Size,
+    resize::{BICUBIC_SUPPORT, taps},
+};
 
 use super::level::{Level, PRECISION};
 use crate::frames::PixelError;
@@ -33,7 +36,7 @@ impl Filter {
         match self {
             Self::Nearest => 0.0,
             Self::Bilinear => 1.0,
-            Self::Bicubic => 2.0,
+            Self::Bicubic => BICUBIC_SUPPORT,
             Self::Lanczos => 3.0,
         }
     }
@@ -64,15 +67,14 @@ impl Axis {
     fn new(filter: Filter, from: usize, to: usize) -> Self {
         let scale = from as f64 / to as f64;
         let widen = scale.max(1.0);
-        let support = filter.support() * widen;
         let mut axis = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
         let mut real = Vec::new();
         for i in 0..to {
             let centre = (i as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let last = ((centre + support + 0.5) as usize).min(from);
+            let taps = taps(filter.support(), from, to, i);
+            let first = taps.start;
             real.clear();
-            real.extend((first..last).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / widen))));
+            real.extend(taps.map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / widen))));
             let sum: f64 = real.iter().sum();
             let start = axis.weights.len();
             axis.weights.extend(real.iter().map(|&weight| {

@@ -1,13 +1,9 @@
 //! Segments out of masks: `MaskToSEGS` and its variant for animations (reference: pixels.md, section 8.2).
 
-use domain::region::Size;
+use domain::region::{Corners, Size};
 
 use super::{Seg, Segs, make_crop_region};
-use crate::{
-    bytes::to_u8,
-    frames::{Corners, PixelError},
-    mask::Mask,
-};
+use crate::{bytes::to_u8, frames::PixelError, mask::Mask};
 
 /// The node's parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,17 +2,14 @@
 
 use std::str::FromStr;
 
-use domain::region::Size;
+use domain::region::{Corners, Size};
 
 use super::{
     Seg, Segs,
     from_mask::{MaskToSegs, fill},
     make_crop_region,
 };
-use crate::{
-    frames::{Corners, PixelError},
-    mask::Mask,
-};
+use crate::{frames::PixelError, mask::Mask};
 
 /// How masks with irregular edges are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +98,8 @@ impl MakeTileSegs {
             bbox_size += 2 * rough;
         }
         let filter = |segs: Option<&Segs>| {
-            segs.map(|segs| Ok(segs.combined_mask()?.resize(size)?.dilate(self.filter_segs_dilation))).transpose()
+            segs.map(|segs| Ok::<_, PixelError>(segs.combined_mask()?.resize(size)?.dilate(self.filter_segs_dilation)))
+                .transpose()
         };
         let (excluded, included) = (filter(filter_out)?, filter(filter_in)?);
 
