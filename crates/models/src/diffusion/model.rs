@@ -106,20 +106,20 @@ impl ModelFiles {
     }
 
     /// Finds the network, and tells what it is.
-    fn network(&self) -> Result<Network<'_>> {
+    fn network(&self) -> Result<Found<'_>> {
         let file = self.unet.as_ref().or(self.checkpoint.as_ref()).ok_or(LoadError::NoNetwork)?;
         let checkpoint = network(&file.checkpoint);
         let detected = UnetLayout::infer(&checkpoint.shapes(), checkpoint.metadata())
             .and_then(|layout| Ok((Family::of(&layout)?, layout)));
         match detected {
-            Ok((family, layout)) => Ok(Network { file, checkpoint, layout, family }),
+            Ok((family, layout)) => Ok(Found { file, checkpoint, layout, family }),
             Err(error) => Err(LoadError::Part { part: "network", file: file.to_string(), source: error.into() }),
         }
     }
 }
 
 /// The network among files.
-struct Network<'a> {
+struct Found<'a> {
     file: &'a File,
     /// Its tensors, without a prefix.
     checkpoint: Checkpoint,
@@ -168,7 +168,7 @@ impl Model {
     /// # Errors
     /// As [`Self::load`], of this weight alone.
     pub fn weight(files: &ModelFiles, tensor: &str) -> Result<Tensor> {
-        let Network { file, checkpoint: network, layout, family } = files.network()?;
+        let Found { file, checkpoint: network, layout, family } = files.network()?;
         let patches = Patches::new(&files.loras, &Targets::of(&layout, &TextFiles::of(files).parts()?), family)?;
         let of_unet = patches.of(Part::Unet);
         let backend = Backend::Candle(Device::Cpu, DType::F32);
@@ -188,7 +188,7 @@ impl Model {
     }
 
     fn load_beside(files: &ModelFiles, backend: &Backend, plain: Option<&Self>) -> Result<Self> {
-        let Network { file, checkpoint: network, layout, family } = files.network()?;
+        let Found { file, checkpoint: network, layout, family } = files.network()?;
         let failed = |source: ModelError| LoadError::Part { part: "network", file: file.to_string(), source };
         let training = Training::of(family, &network, &file.checkpoint).map_err(|error| failed(error.into()))?;
         let encoders = TextFiles::of(files);

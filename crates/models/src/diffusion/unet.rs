@@ -51,7 +51,7 @@ pub(super) struct Trunk {
     label_emb: Option<[Linear; 2]>,
     first: Conv2d,
     input_blocks: Vec<Down>,
-    middle_block: Option<(ResBlock, Option<Transformer>, ResBlock)>,
+    middle_block: Option<(ResBlock, Option<(Transformer, ResBlock)>)>,
 }
 
 /// Inputs that fit a network, where it computes.
@@ -177,8 +177,8 @@ impl Trunk {
         };
         let middle = |depth: usize| -> Result<_> {
             let transformer = transformer("middle_block.1", layout.deepest(), depth)?;
-            let last = format!("middle_block.{}", 1 + usize::from(depth > 0));
-            Ok((ResBlock::load(layers, "middle_block.0")?, transformer, ResBlock::load(layers, &last)?))
+            let last = |transformer| Ok::<_, ModelError>((transformer, ResBlock::load(layers, "middle_block.2")?));
+            Ok((ResBlock::load(layers, "middle_block.0")?, transformer.map(last).transpose()?))
         };
         Ok(Self {
             time_embed: pair("time_embed")?,
@@ -219,10 +219,12 @@ impl Trunk {
             skips.push(h.clone());
             progress.advance(1.0)?;
         }
-        if let Some((first, transformer, last)) = &self.middle_block {
+        if let Some((first, rest)) = &self.middle_block {
             h = first.forward(backend, &h, emb)?;
-            h = attend(backend, transformer.as_ref(), h, context)?;
-            h = last.forward(backend, &h, emb)?;
+            if let Some((transformer, last)) = rest {
+                h = transformer.forward(backend, &h, context)?;
+                h = last.forward(backend, &h, emb)?;
+            }
         }
         progress.advance(1.0)?;
         Ok((skips, h))

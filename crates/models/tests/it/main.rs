@@ -12,6 +12,8 @@ mod controlnet;
 mod diffusion;
 mod goldens;
 mod guidance;
+mod lora;
+mod model;
 mod ops;
 mod refusals;
 mod samplers;

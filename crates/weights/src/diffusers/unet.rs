@@ -1,7 +1,5 @@
 //! The names of a UNet's tensors.
 
-use std::collections::BTreeMap;
-
 use super::count;
 use crate::detect::{
     Shapes,
@@ -54,7 +52,6 @@ struct Block {
 struct Plan {
     /// For each level of the way down: residual blocks, and whether a convolution that halves the sides follows.
     down: Vec<(usize, bool)>,
-    has_middle_transformer: bool,
     /// For each level of the way up: whether each residual block has a transformer, and whether the sides double.
     up: Vec<(Vec<bool>, bool)>,
 }
@@ -62,7 +59,7 @@ struct Plan {
 impl UnetNames {
     /// The names of a UNet of these sizes.
     pub fn of(unet: &Unet) -> Self {
-        let mut plan = Plan { has_middle_transformer: unet.middle.is_some_and(|depth| depth > 0), ..Plan::default() };
+        let mut plan = Plan::default();
         let mut blocks = 0;
         for block in &unet.input {
             match block {
@@ -104,7 +101,6 @@ impl UnetNames {
         };
         Self::by(&Plan {
             down: (0..count("down_blocks")).map(down).collect(),
-            has_middle_transformer: has("mid_block.attentions.0.proj_in.weight".to_owned()),
             up: (0..count("up_blocks")).map(up).collect(),
         })
     }
@@ -125,12 +121,11 @@ impl UnetNames {
                 number += 1;
             }
         }
-        let last = format!("middle_block.{}", 1 + usize::from(plan.has_middle_transformer));
-        add("mid_block.resnets.0".to_owned(), "middle_block.0".to_owned(), &RESNET);
-        if plan.has_middle_transformer {
-            add("mid_block.attentions.0".to_owned(), "middle_block.1".to_owned(), &[]);
+        for (diffusers, ldm, inside) in
+            [("resnets.0", "0", &RESNET[..]), ("attentions.0", "1", &[]), ("resnets.1", "2", &RESNET)]
+        {
+            add(format!("mid_block.{diffusers}"), format!("middle_block.{ldm}"), inside);
         }
-        add("mid_block.resnets.1".to_owned(), last, &RESNET);
         let mut number = 0;
         for (level, (transformers, is_doubled)) in plan.up.iter().enumerate() {
             for (block, has_transformer) in transformers.iter().enumerate() {
@@ -168,11 +163,6 @@ impl UnetNames {
             let (inside, rest) = translate(below(name, &block.ldm)?, names)?;
             Some(join([&block.diffusers, inside, rest]))
         })
-    }
-
-    /// Returns LDM's names by those of diffusers, of all `names` of LDM that have one.
-    pub fn by_diffusers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, &'a str> {
-        names.into_iter().filter_map(|name| Some((self.to_diffusers(name)?, name))).collect()
     }
 }
 

@@ -30,7 +30,8 @@ pub struct Unet {
     pub is_linear: bool,
     /// The blocks behind the first convolution, `input_blocks.1` and so on.
     pub input: Vec<InputBlock>,
-    /// How many transformer blocks are in the middle; none if there is no middle at all.
+    /// How many transformer blocks are in the middle, between two residual blocks; 0 for a single residual block, as in SSD-1B, and
+    /// none if there is no middle at all, as in KOALA-700M.
     pub middle: Option<usize>,
     /// The blocks behind the middle, `output_blocks.0` and so on.
     pub output: Vec<OutputBlock>,
@@ -242,7 +243,9 @@ impl Unet {
             let channels = self.deepest();
             self.add_res(to, "middle_block.0", channels, channels);
             self.add_transformer(to, "middle_block.1", channels, depth);
-            self.add_res(to, &format!("middle_block.{}", 1 + usize::from(depth > 0)), channels, channels);
+            if depth > 0 {
+                self.add_res(to, "middle_block.2", channels, channels);
+            }
         }
     }
 
