@@ -76,7 +76,7 @@ fn ops() -> Vec<Op> {
 }
 
 /// Values of variance 1.
-fn signal(name: &str, count: usize) -> Vec<f32> {
+pub fn signal(name: &str, count: usize) -> Vec<f32> {
     synthetic::tensor(name, &[count]).into_iter().map(|value| value * 86.60254).collect()
 }
 
