@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"which of: {', '.join(CALLS)}; all but SDXL's by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--span", type=float, default=1.0, help="CPU seconds of calls in a round, one at least (1)")
+    parser.add_argument("--calls", type=int, default=1, help="calls that are timed in a round, behind the first (1)")
     parser.add_argument("--peers", default=",".join(PEERS), help="both by default")
     parser.add_argument("--folder", type=Path, help="a folder where weights are kept between runs")
     parser.add_argument("--ours", type=Path, default=HERE.parent / "target/release/tessera-bench")
@@ -274,7 +274,9 @@ def main() -> None:
                 for precision in OURS
             }
             contenders |= {peer: Contender(peer_command(call, peer, *how)) for peer in options.peers.split(",") if peer}
-            outputs = compare(contenders, options.rounds, options.span, options.threads, Path(folder))
+            for contender in contenders.values():
+                contender.passes = options.calls
+            outputs = compare(contenders, options.rounds, 0.0, options.threads, Path(folder))
             print(table(call, None, contenders, outputs), flush=True)
 
 
