@@ -331,8 +331,7 @@ impl Request {
             if !strength.is_finite() {
                 return field("the strength of a control net", strength.to_string(), "a finite number");
             }
-            let percents =
-                [("the start of a control net", *start_percent), ("the end of a control net", *end_percent)];
+            let percents = [("the start of a control net", *start_percent), ("the end of a control net", *end_percent)];
             for (name, percent) in percents {
                 if !(0.0..=1.0).contains(&percent) {
                     return field(name, percent.to_string(), "0 to 1");
@@ -508,4 +507,25 @@ fn decode(
         }
         decoded => decoded,
     }
+}
+
+/// The bytes that the largest call takes beside the weights, for latents of `h` x `w`.
+fn memory_bytes(model: &Model, vae: &Vae, (h, w): (usize, usize), request: &Request) -> u64 {
+    /// Prompts are one chunk each, or so.
+    const TOKENS: usize = 77;
+    let (engine, scale) = (model.backend.engine(), vae.layout().scale());
+    // Both sides of guidance go as one batch.
+    let unet = model.unet.layout().call_bytes(engine, 2, h, w, TOKENS);
+    let picture = (h * w * scale * scale * vae.layout().in_channels * 4) as u64;
+    let (cells_h, cells_w, kept) = match request.vae_tile {
+        None => (h, w, 0),
+        // A tile of any pass has as many numbers as one of the last.
+        Some(tile) => (h.min(tile / scale), w.min(tile / scale), 2 * picture),
+    };
+    let decode = kept + vae.layout().decode_bytes(engine, 1, cells_h, cells_w);
+    let encode = match request.start {
+        Start::Noise { .. } => 0,
+        Start::Picture(_) => kept + vae.layout().encode_bytes(engine, 1, cells_h * scale, cells_w * scale),
+    };
+    unet.max(decode).max(encode)
 }
