@@ -14,7 +14,7 @@ use super::{
     model::{File, LoadError, Model, ModelFiles},
     samplers::{self, SampleError, Sampler},
     sampling::{KSampler, Latent, Task, ksampler},
-    schedule::{ScheduleError, Scheduler, schedulers},
+    schedule::{self, ScheduleError, Scheduler},
     text::{self, error::TextError},
     vae::{Tiling, Vae},
 };
@@ -300,7 +300,7 @@ impl Request {
     fn check(&self) -> Result<Checked<'_>, GenerateError> {
         let field = |field, found: String, wanted| Err(GenerateError::Field { field, found, wanted });
         let sampler = samplers::sampler(&self.sampler_name)?;
-        let scheduler = schedulers::scheduler(&self.scheduler)?;
+        let scheduler = schedule::scheduler(&self.scheduler)?;
         if self.steps == 0 {
             return field("steps", self.steps.to_string(), "at least 1");
         }

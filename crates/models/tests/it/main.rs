@@ -10,6 +10,7 @@ use weights::synthetic;
 mod chained;
 mod controlnet;
 mod diffusion;
+mod generate;
 mod goldens;
 mod guidance;
 mod lora;
