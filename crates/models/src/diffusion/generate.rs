@@ -225,7 +225,10 @@ pub enum Stage {
     /// Weights are read.
     Loading,
     /// Prompts, and the picture if there is one, are encoded.
-    Encoding,
+    Encoding {
+        /// The bytes that the largest call is reckoned to take beside the weights.
+        memory_bytes: u64,
+    },
     /// So many steps are done.
     Sampling {
         /// Steps done.
@@ -363,7 +366,8 @@ impl Checked<'_> {
         let mut notes: Vec<String> = model.unused.iter().map(ToString::to_string).collect();
         stopped()?;
 
-        stage(Stage::Encoding);
+        let memory_bytes = memory_bytes(&model, vae, request);
+        stage(Stage::Encoding { memory_bytes });
         let mut positive = encode(&model, &request.positive, "positive", request, watch, &mut notes)?;
         let mut negative = encode(&model, &request.negative, "negative", request, watch, &mut notes)?;
         for side in [&mut positive, &mut negative] {
@@ -373,7 +377,6 @@ impl Checked<'_> {
         for side in [&mut positive, &mut negative] {
             side.concat = concat.clone();
         }
-        let (_, _, h, w) = latent.samples.dims4().map_err(ModelError::from)?;
 
         let task = Task {
             network: model.network(),
@@ -395,7 +398,7 @@ impl Checked<'_> {
             picture: Pixels::of(&picture)?,
             family: model.family.id(),
             dtype: backend.dtype_name(),
-            memory_bytes: memory_bytes(&model, vae, (h, w), request),
+            memory_bytes,
             notes,
         })
     }
@@ -434,9 +437,9 @@ impl Checked<'_> {
             let latent = Latent { noise_mask: Some(mask.clone()), ..Latent::new(inpaint.latents) };
             return Ok((latent, Some(Concat { latent_image: inpaint.concat_latent_image, mask })));
         }
+        // The whole mask is brought to the size of the latent, also where the picture was cut, as the reference does.
         let latent = Latent::new(encode_picture(vae, &picture, request.vae_tile, watch)?);
-        let cut = vae.crop(&mask.unsqueeze(1).map_err(ModelError::from)?)?;
-        Ok((Latent { noise_mask: Some(cut), ..latent }, None))
+        Ok((Latent { noise_mask: Some(mask), ..latent }, None))
     }
 }
 
@@ -481,10 +484,15 @@ fn encode(
     Ok(Conditioning::new(encoded.cond, Some(encoded.pooled)))
 }
 
+/// How much tiles of so many pixels overlap: an eighth, in whole numbers of a latent.
+fn overlap(tile: usize) -> usize {
+    tile / 64 * 8
+}
+
 fn encode_picture(vae: &Vae, picture: &Tensor, tile: Option<usize>, watch: &dyn Watch) -> ModelResult<Tensor> {
     let picture = vae.crop(picture)?;
     match tile {
-        Some(tile) => vae.encode_tiled(&picture, Tiling::of_encode_node(tile, tile / 8), watch),
+        Some(tile) => vae.encode_tiled(&picture, Tiling::of_encode_node(tile, overlap(tile)), watch),
         None => vae.encode(&picture, watch),
     }
 }
@@ -498,7 +506,7 @@ fn decode(
     notes: &mut Vec<String>,
 ) -> ModelResult<Tensor> {
     if let Some(tile) = tile {
-        return vae.decode_tiled(latents, Tiling::of_decode_node(tile, tile / 8, vae.layout().scale()), watch);
+        return vae.decode_tiled(latents, Tiling::of_decode_node(tile, overlap(tile), vae.layout().scale()), watch);
     }
     match vae.decode(latents, watch) {
         Err(ModelError::OutOfMemory(_)) => {
@@ -509,11 +517,13 @@ fn decode(
     }
 }
 
-/// The bytes that the largest call takes beside the weights, for latents of `h` x `w`.
-fn memory_bytes(model: &Model, vae: &Vae, (h, w): (usize, usize), request: &Request) -> u64 {
+/// The bytes that the largest call takes beside the weights.
+fn memory_bytes(model: &Model, vae: &Vae, request: &Request) -> u64 {
     /// Prompts are one chunk each, or so.
     const TOKENS: usize = 77;
     let (engine, scale) = (model.backend.engine(), vae.layout().scale());
+    let (height, width) = request.start.size();
+    let (h, w) = (height / scale, width / scale);
     // Both sides of guidance go as one batch.
     let unet = model.unet.layout().call_bytes(engine, 2, h, w, TOKENS);
     let picture = (h * w * scale * scale * vae.layout().in_channels * 4) as u64;

@@ -30,7 +30,7 @@ use models::{
 };
 use serde_json::json;
 use service::{
-    config::{Config, Device},
+    config::{Config, Device, units::show_bytes},
     report::{Hinted as _, with_hint},
 };
 use tokio::task::spawn_blocking;
@@ -284,7 +284,9 @@ impl Shown {
     fn see(&mut self, stage: Stage) {
         let words = match stage {
             Stage::Loading => "reading weights".to_owned(),
-            Stage::Encoding => "encoding".to_owned(),
+            Stage::Encoding { memory_bytes } => {
+                format!("encoding; a call takes about {} beside the weights", show_bytes(memory_bytes))
+            }
             Stage::Decoding => "decoding".to_owned(),
             Stage::Retrying => "numbers of 16 bits were too short: all again in f32".to_owned(),
             Stage::Sampling { done: 0, .. } => {
