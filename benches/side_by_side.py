@@ -110,7 +110,7 @@ def compare(
     contenders: dict[str, Contender], rounds: int, span_s: float, threads: int, folder: Path
 ) -> dict[str, np.ndarray]:
     """Runs all in turn and returns the output of each. One that fails is told and left out."""
-    for name in list(contenders):
+    for name in [name for name, contender in contenders.items() if not contender.passes]:
         try:
             size(contenders[name], span_s, threads, folder / "out")
         except ProcessError as error:
@@ -140,9 +140,8 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def table(name: str, contenders: dict[str, Contender], outputs: dict[str, np.ndarray]) -> str:
-    """Returns what was found of one work as Markdown."""
-    flop = work(name).flop
+def table(name: str, flop: float | None, contenders: dict[str, Contender], outputs: dict[str, np.ndarray]) -> str:
+    """Returns what was found of one work as Markdown. It takes `flop` operations, if they are counted."""
     ours = [f"tessera {precision}" for precision in OURS if f"tessera {precision}" in contenders]
     head = ["contender", "CPU ms", "wall ms", "GFLOP/CPU-s", *(f"{our} is x times faster" for our in ours)]
     head += ["PSNR dB", "peak MiB", *(f"memory of {our}" for our in ours)]
@@ -150,7 +149,7 @@ def table(name: str, contenders: dict[str, Contender], outputs: dict[str, np.nda
     for other, found in contenders.items():
         milliseconds = [1e3 * cpu_s for cpu_s in found.cpu_s]
         row = [other, spread(milliseconds), f"{1e3 * statistics.median(found.wall_s):.2f}"]
-        row.append(f"{flop / 1e9 / statistics.median(found.cpu_s):.0f}")
+        row.append(f"{flop / 1e9 / statistics.median(found.cpu_s):.0f}" if flop else "-")
         row += [spread([a / b for a, b in zip(found.cpu_s, contenders[our].cpu_s, strict=True)]) for our in ours]
         row.append(psnr(outputs[other], outputs[REFERENCE]) if REFERENCE in outputs else "-")
         row.append(f"{found.peak_bytes / 2**20:.0f}")
@@ -198,7 +197,7 @@ def main() -> None:
             contenders = {f"tessera {how}": Contender(our_command(arguments.ours, name, how, threads)) for how in OURS}
             contenders |= {peer: Contender(peer_command(peer, name, threads, Path(folder))) for peer in chosen}
             outputs = compare(contenders, arguments.rounds, arguments.span, threads, Path(folder))
-            tell(table(name, contenders, outputs))
+            tell(table(name, work(name).flop, contenders, outputs))
             del outputs
 
 

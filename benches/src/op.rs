@@ -76,7 +76,7 @@ fn ops() -> Vec<Op> {
 }
 
 /// Values of variance 1.
-fn signal(name: &str, count: usize) -> Vec<f32> {
+pub fn signal(name: &str, count: usize) -> Vec<f32> {
     synthetic::tensor(name, &[count]).into_iter().map(|value| value * 86.60254).collect()
 }
 
@@ -87,7 +87,7 @@ fn convolution(inputs: usize, outputs: usize, side: usize) -> Op {
         let shape = Shape { outputs, inputs, kernel: 3, stride: 1, padding: 1 };
         let conv = Conv2d::new(cpu.level, cpu.precision, shape, &weight, Some(&bias));
         let x = signal("x.", inputs * side * side);
-        Box::new(move |out| conv.forward(&x, side, side, Epilogue::default(), out))
+        Box::new(move |out| conv.forward(&x, side, side, None, Epilogue::default(), out))
     };
     Op {
         name: format!("conv3x3 {inputs}->{outputs} @{side}"),

@@ -9,6 +9,7 @@ mod faults;
 mod folders;
 mod goldens;
 mod newcomer;
+mod sample;
 mod sharing;
 mod sizes;
 mod tidy;

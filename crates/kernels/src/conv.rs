@@ -1,12 +1,13 @@
 //! Single convolutions over channels that each lie together, `[c][h][w]`: what networks that are no chain are made of.
 //!
 //! A 3 x 3 convolution of stride 1 goes by Winograd's method, its kernels turned into points at each call: kept as points
-//! they would take four times the memory, and turning them costs little. All others, and all in bf16 tiles, are sums over taps
+//! they would take four times the memory, and turning them costs little, the less the more pictures share it. All others, and all in bf16 tiles, are sums over taps
 //! and channels as they stand.
 
 use std::ops::Range;
 
 use crate::{
+    kept::{Kept, Widen},
     level::Level,
     line::{Line, lines, zeroed},
     linear::Epilogue,
@@ -70,7 +71,7 @@ pub struct Conv2d {
 #[derive(Debug, Clone)]
 enum Weights {
     /// `[group][input][tap][vector]`, for Winograd's method.
-    Taps(Vec<Line>),
+    Taps(Kept),
     /// `[group][row of the kernel][column][line of inputs][..]`, as the products want them.
     Packed(Packed),
 }
@@ -88,7 +89,7 @@ impl Conv2d {
         let bias = bias.map_or_else(|| zeroed(outputs.div_ceil(LANES)), lines);
         let tiles = level == Level::Amx && precision == Precision::Fast;
         let weights = if (kernel, stride, padding) == (3, 1, 1) && !tiles {
-            Weights::Taps(dispatch(level, PackTaps { shape, weight }))
+            Weights::Taps(Kept::new(dispatch(level, PackTaps { shape, weight })))
         } else {
             Weights::Packed(operand::dispatch(level, precision, Pack { shape, weight }))
         };
@@ -100,21 +101,42 @@ impl Conv2d {
         self.shape
     }
 
-    /// Computes `out`, `[outputs][h'][w']` of [`Shape::output`], from `x`, `[inputs][h][w]`. A residual is as large as `out`.
+    /// Computes `out`, `[b][outputs][h'][w']` of [`Shape::output`], from `x`, `[b][inputs][h][w]`. A residual is as large as
+    /// `out`. To the outputs of each picture `shift`, `[b][outputs]`, is added behind the bias.
     ///
     /// # Panics
     /// If the lengths do not fit together.
-    pub fn forward(&self, x: &[f32], h: usize, w: usize, epilogue: Epilogue<'_>, out: &mut [f32]) {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        h: usize,
+        w: usize,
+        shift: Option<&[f32]>,
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
+    ) {
+        let Shape { outputs, inputs, .. } = self.shape;
         let (out_h, out_w) = self.shape.output(h, w);
-        assert_eq!(x.len(), self.shape.inputs * h * w, "as many numbers as the inputs have pixels");
-        assert_eq!(out.len(), self.shape.outputs * out_h * out_w, "as many numbers as the outputs have pixels");
+        let (from, to) = ((inputs * h * w).max(1), (outputs * out_h * out_w).max(1));
+        let b = x.len() / from;
+        assert_eq!(x.len(), b * inputs * h * w, "as many numbers as the inputs have pixels");
+        assert_eq!(out.len(), b * outputs * out_h * out_w, "as many numbers as the outputs have pixels");
+        assert!(shift.is_none_or(|shift| shift.len() == b * outputs), "a shift for each output");
         epilogue.check(out);
         if out.is_empty() {
             return;
         }
+        let ends = Ends { shift, epilogue };
         match &self.weights {
-            Weights::Taps(taps) => self.winograd(taps, x, h, w, epilogue, out),
-            Weights::Packed(weights) => self.direct(weights, x, (h, w), (out_h, out_w), epilogue, out),
+            Weights::Taps(taps) => self.winograd(taps, x, h, w, ends, out),
+            Weights::Packed(weights) => {
+                for (n, (x, out)) in x.chunks_exact(from).zip(out.chunks_exact_mut(to)).enumerate() {
+                    let shift = shift.map(|shift| &shift[n * outputs..][..outputs]);
+                    let residual = epilogue.residual.map(|residual| &residual[n * to..][..to]);
+                    let ends = Ends { shift, epilogue: Epilogue { residual, ..epilogue } };
+                    self.direct(weights, x, (h, w), (out_h, out_w), ends, out);
+                }
+            }
         }
     }
 
@@ -124,8 +146,10 @@ impl Conv2d {
         (0..vectors).step_by(most).map(|first| first..vectors.min(first + most)).collect()
     }
 
-    fn winograd(&self, taps: &[Line], x: &[f32], h: usize, w: usize, epilogue: Epilogue<'_>, out: &mut [f32]) {
-        let (tiles, tile_rows) = (w.div_ceil(TILE), h.div_ceil(TILE));
+    /// Rows of tiles of all pictures stand one after another: what is turned is used for all of them.
+    fn winograd(&self, taps: &Kept, x: &[f32], h: usize, w: usize, ends: Ends<'_>, out: &mut [f32]) {
+        let pictures = out.len() / (self.shape.outputs * h * w);
+        let (tiles, tile_rows) = (w.div_ceil(TILE), pictures * h.div_ceil(TILE));
         let band_rows = (BAND_TILES / tiles).max(1);
         let pitch = (tiles * band_rows.min(tile_rows)) | 1; // odd: the points of a tile do not share one set of the cache
         let mut points = zeroed(self.shape.inputs.div_ceil(BLOCK) * POINTS * pitch);
@@ -133,14 +157,16 @@ impl Conv2d {
             let band = first..tile_rows.min(first + band_rows);
             let blocks: Vec<_> = points.chunks_exact_mut(POINTS * pitch).enumerate().collect();
             threads::each(threads::parts(blocks), |blocks| {
-                dispatch(self.level, ToPoints { x, h, w, band: band.clone(), pitch, blocks });
+                dispatch(
+                    self.level,
+                    ToPoints { inputs: self.shape.inputs, x, h, w, band: band.clone(), pitch, blocks },
+                );
             });
-            let rows = (band.start * TILE, h.min(band.end * TILE));
-            let jobs = self.jobs(out, h * w, w, rows, TILE);
+            let jobs = self.jobs(out, (h, w), band.clone(), TILE);
             let points = &points;
             threads::each(jobs, |part| {
                 let place = Place { h, w, tiles, pitch, band: band.start };
-                dispatch(self.level, FromPoints { conv: self, taps, points, place, epilogue, part });
+                dispatch(self.level, FromPoints { conv: self, taps, points, place, ends, part });
             });
         }
     }
@@ -151,53 +177,85 @@ impl Conv2d {
         x: &[f32],
         (h, w): (usize, usize),
         (out_h, out_w): (usize, usize),
-        epilogue: Epilogue<'_>,
+        ends: Ends<'_>,
         out: &mut [f32],
     ) {
         let lines = operand::dispatch(self.level, self.precision, Spread { shape: self.shape, x, h, w });
-        let jobs = self.jobs(out, out_h * out_w, out_w, (0, out_h), 1);
+        let jobs = self.jobs(out, (out_h, out_w), 0..out_h, 1);
         threads::each(jobs, |part| {
             let width = w + 2 * self.shape.padding;
-            let direct =
-                Direct { conv: self, weights, lines: &lines, width, out_w, plane: out_h * out_w, epilogue, part };
+            let direct = Direct { conv: self, weights, lines: &lines, width, out_h, out_w, ends, part };
             operand::dispatch(self.level, self.precision, direct);
         });
     }
 
-    /// Cuts rows of the result, which begin at multiples of `step`, into a part for each thread: by outputs, and by rows
-    /// too where there are few of these.
-    fn jobs<'a>(
-        &self,
-        out: &'a mut [f32],
-        plane: usize,
-        w: usize,
-        (first, end): (usize, usize),
-        step: usize,
-    ) -> Vec<Part<'a>> {
+    /// Cuts the result, `[picture][output][h][w]`, into a part for each thread: by outputs, and by rows too where there are few
+    /// of these. Rows are `step` pixels high, and those in `band` of all pictures are wanted.
+    fn jobs<'a>(&self, out: &'a mut [f32], (h, w): (usize, usize), band: Range<usize>, step: usize) -> Vec<Part<'a>> {
         // Groups of two vectors, and so of one.
         let by_outputs = threads::shares(self.bias.len().div_ceil(2));
-        let threads = threads::threads();
-        let cuts = (threads / by_outputs.len()).clamp(1, (end - first).div_ceil(step));
-        let cut = |i: usize| end.min(first + (end - first).div_ceil(step) * i / cuts * step);
-        let mut planes = out.chunks_exact_mut(plane);
-        let mut parts = Vec::new();
-        for share in by_outputs {
-            let vectors = share.start * 2..self.bias.len().min(share.end * 2);
-            let mut of_share: Vec<Part<'a>> = (0..cuts)
-                .map(|i| Part { vectors: vectors.clone(), rows: cut(i)..cut(i + 1), planes: Vec::new() })
-                .collect();
-            let outputs = self.shape.outputs.min(vectors.end * LANES) - vectors.start * LANES;
-            for plane in planes.by_ref().take(outputs) {
-                let mut rest = &mut plane[first * w..end * w];
-                for part in &mut of_share {
-                    let (rows, others) = rest.split_at_mut(part.rows.len() * w);
-                    part.planes.push(rows);
-                    rest = others;
+        let cuts = (threads::threads() / by_outputs.len()).clamp(1, band.len());
+        let cut = |i: usize| band.start + band.len() * i / cuts;
+        let part = |share: &Range<usize>, i: usize| Part {
+            vectors: share.start * 2..self.bias.len().min(share.end * 2),
+            rows: cut(i)..cut(i + 1),
+            stripes: Vec::new(),
+        };
+        let mut parts: Vec<Part<'a>> =
+            by_outputs.iter().flat_map(|share| (0..cuts).map(move |i| part(share, i))).collect();
+        let of_picture = h.div_ceil(step);
+        for (picture, planes) in out.chunks_exact_mut(self.shape.outputs * h * w).enumerate() {
+            let row = |row: usize| h.min(row.saturating_sub(picture * of_picture) * step);
+            let mut planes = planes.chunks_exact_mut(h * w);
+            for parts in parts.chunks_exact_mut(cuts) {
+                for part in &mut *parts {
+                    let rows = row(part.rows.start)..row(part.rows.end);
+                    part.stripes.push(Stripe { rows, planes: Vec::new() });
+                }
+                let vectors = parts[0].vectors.clone();
+                let outputs = self.shape.outputs.min(vectors.end * LANES) - vectors.start * LANES;
+                for plane in planes.by_ref().take(outputs) {
+                    let (mut rest, mut at) = (plane, 0);
+                    for Stripe { rows, planes } in parts.iter_mut().filter_map(|part| part.stripes.last_mut()) {
+                        let (rows_of_plane, others) = rest[(rows.start - at) * w..].split_at_mut(rows.len() * w);
+                        planes.push(rows_of_plane);
+                        (rest, at) = (others, rows.end);
+                    }
                 }
             }
-            parts.append(&mut of_share);
         }
         parts
+    }
+}
+
+/// What is added to sums and biases.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    /// `[picture][output]`, before the function.
+    shift: Option<&'a [f32]>,
+    epilogue: Epilogue<'a>,
+}
+
+impl Ends<'_> {
+    /// What `sum` becomes before the residual is added.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, sum: S::V, bias: S::V, shift: S::V) -> S::V {
+        let mut value = s.add(sum, bias);
+        if self.shift.is_some() {
+            value = s.add(value, shift);
+        }
+        self.epilogue.function.map_or(value, |function| function.of(s, value))
+    }
+
+    /// The shift of a vector of the outputs of a picture; what stands behind the last output does not matter.
+    #[inline(always)]
+    fn shift<S: Simd>(&self, s: S, picture: usize, outputs: usize, vector: usize) -> S::V {
+        match self.shift {
+            None => s.splat(0.0),
+            Some(shift) => {
+                s.load_part(&shift[picture * outputs..][vector * LANES..outputs.min((vector + 1) * LANES)], 0.0)
+            }
+        }
     }
 }
 
@@ -205,32 +263,44 @@ impl Conv2d {
 struct Part<'a> {
     /// Vectors of outputs.
     vectors: Range<usize>,
+    /// Rows of all pictures, one after another, as high as whoever cut them said.
+    rows: Range<usize>,
+    /// What these are of each picture.
+    stripes: Vec<Stripe<'a>>,
+}
+
+/// Some rows of a picture.
+struct Stripe<'a> {
     rows: Range<usize>,
     /// These rows of each output.
     planes: Vec<&'a mut [f32]>,
 }
 
 impl Part<'_> {
-    /// Writes `wide` pixels of a vector of outputs, in a row from column `x` on, and adds the residual. Those of each output
-    /// lie together in `pixels`, which of the next output `pitch` further.
+    /// Writes `wide` pixels of a vector of outputs of a picture, in a row from column `x` on, and adds the residual. Those of
+    /// each output lie together in `pixels`, which of the next output `pitch` further.
     fn put(
         &mut self,
         epilogue: &Epilogue<'_>,
-        (vector, plane): (usize, usize),
-        (y, x, w): (usize, usize, usize),
+        [picture, vector]: [usize; 2],
+        Shape { outputs, .. }: Shape,
+        (h, w): (usize, usize),
+        (y, x): (usize, usize),
         pixels: &[f32],
         pitch: usize,
         wide: usize,
     ) {
+        let Stripe { rows, planes } = &mut self.stripes[picture];
         let first = (vector - self.vectors.start) * LANES;
-        let last = self.planes.len().min(first + LANES);
-        for (lane, to) in self.planes[first..last].iter_mut().enumerate() {
-            let to = &mut to[(y - self.rows.start) * w + x..][..wide];
+        let last = planes.len().min(first + LANES);
+        for (lane, to) in planes[first..last].iter_mut().enumerate() {
+            let to = &mut to[(y - rows.start) * w + x..][..wide];
             let pixels = &pixels[lane * pitch..][..wide];
             match epilogue.residual {
                 None => to.copy_from_slice(pixels),
                 Some(residual) => {
-                    let residual = &residual[(vector * LANES + lane) * plane + y * w + x..];
+                    let plane = picture * outputs + vector * LANES + lane;
+                    let residual = &residual[(plane * h + y) * w + x..];
                     for ((to, pixel), residual) in to.iter_mut().zip(pixels).zip(residual) {
                         *to = pixel + residual;
                     }
@@ -269,10 +339,11 @@ impl Kernel for PackTaps<'_> {
 
 /// Turns a band of channels into points.
 struct ToPoints<'a> {
+    inputs: usize,
     x: &'a [f32],
     h: usize,
     w: usize,
-    /// Rows of tiles.
+    /// Rows of tiles of all pictures.
     band: Range<usize>,
     pitch: usize,
     /// Blocks of channels, and where their points go.
@@ -284,34 +355,55 @@ impl Kernel for ToPoints<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, h, w, band, pitch, blocks } = self;
-        let (row, tiles) = (row_lines(w), w.div_ceil(TILE));
-        // The band's rows of one block, and one more on both sides.
-        let first = (band.start * TILE) as isize - 1;
-        let count = band.len() * TILE + 2;
-        let mut strip = zeroed(count * row);
+        let Self { inputs, x, h, w, band, pitch, blocks } = self;
+        let (row, tiles, of_picture) = (row_lines(w), w.div_ceil(TILE), h.div_ceil(TILE));
+        // The band's rows of one block of a picture, and one more on both sides.
+        let mut strip = zeroed((band.len() * TILE + 2) * row);
+        let pictures = band.start / of_picture..band.end.div_ceil(of_picture);
         for (block, out) in blocks {
-            let planes = &x[block * BLOCK * h * w..x.len().min((block + 1) * BLOCK * h * w)];
-            if planes.len() < BLOCK * h * w {
-                strip.fill(Line::ZERO);
-            }
-            for (i, to) in strip.chunks_exact_mut(row).enumerate() {
-                let Some(y) = usize::try_from(first + i as isize).ok().filter(|y| *y < h) else {
-                    to.fill(Line::ZERO);
-                    continue;
-                };
-                for (channel, plane) in planes.chunks_exact(h * w).enumerate() {
-                    for (line, value) in to[1..].iter_mut().zip(&plane[y * w..][..w]) {
-                        line.0[channel] = *value;
+            for picture in pictures.clone() {
+                let above = picture * of_picture; // rows of tiles
+                let rows = band.start.max(above)..band.end.min(above + of_picture);
+                let first = ((rows.start - above) * TILE) as isize - 1;
+                let strip = &mut strip[..(rows.len() * TILE + 2) * row];
+                let channels = block * BLOCK..inputs.min((block + 1) * BLOCK);
+                let planes = &x[(picture * inputs + channels.start) * h * w..][..channels.len() * h * w];
+                if channels.len() < BLOCK {
+                    strip.fill(Line::ZERO);
+                }
+                for (i, to) in strip.chunks_exact_mut(row).enumerate() {
+                    let Some(y) = usize::try_from(first + i as isize).ok().filter(|y| *y < h) else {
+                        to.fill(Line::ZERO);
+                        continue;
+                    };
+                    for (channel, plane) in planes.chunks_exact(h * w).enumerate() {
+                        for (line, value) in to[1..].iter_mut().zip(&plane[y * w..][..w]) {
+                            line.0[channel] = *value;
+                        }
                     }
                 }
-            }
-            for r in 0..band.len() {
-                let mut rows = [&strip[..row]; IN];
-                for (i, to) in rows.iter_mut().enumerate() {
-                    *to = &strip[(r * TILE + i) * row..][..row];
+                for r in 0..rows.len() {
+                    let mut lines = [&strip[..row]; IN];
+                    for (i, to) in lines.iter_mut().enumerate() {
+                        *to = &strip[(r * TILE + i) * row..][..row];
+                    }
+                    winograd::input(s, lines, tiles, &mut out[(rows.start - band.start + r) * tiles..], pitch);
                 }
-                winograd::input(s, rows, tiles, &mut out[r * tiles..], pitch);
+            }
+        }
+    }
+}
+
+/// Turns the kernels of some inputs, `[input][tap][vector]`, into points, `[point][input][vector]`, those of the next point
+/// `of_point` further.
+#[inline(always)]
+fn turn<S: Simd, W: Widen>(s: S, taps: &[W], vectors: usize, of_point: usize, kernels: &mut [Line]) {
+    for (input, taps) in taps.chunks_exact(TAPS * vectors).enumerate() {
+        for vector in 0..vectors {
+            let kernel: [S::V; TAPS] = std::array::from_fn(|tap| taps[tap * vectors + vector].widen(s));
+            let at = input * vectors + vector;
+            for (point, value) in winograd::kernels(s, kernel).as_flattened().iter().enumerate() {
+                s.store(*value, &mut kernels[point * of_point + at].0);
             }
         }
     }
@@ -326,17 +418,17 @@ struct Place {
     tiles: usize,
     /// Lines from a point to the next.
     pitch: usize,
-    /// The row of tiles with which the points begin.
+    /// The row of tiles, of all pictures, with which the points begin.
     band: usize,
 }
 
 /// Sums points and writes the results of a part.
 struct FromPoints<'a> {
     conv: &'a Conv2d,
-    taps: &'a [Line],
+    taps: &'a Kept,
     points: &'a [Line],
     place: Place,
-    epilogue: Epilogue<'a>,
+    ends: Ends<'a>,
     part: Part<'a>,
 }
 
@@ -345,13 +437,13 @@ impl Kernel for FromPoints<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { conv, taps, points, place, epilogue, mut part } = self;
+        let Self { conv, taps, points, place, ends, mut part } = self;
         let Place { h, w, tiles, pitch, band } = place;
-        let inputs = conv.shape.inputs;
+        let Shape { inputs, outputs, .. } = conv.shape;
+        let of_picture = h.div_ceil(TILE);
         let lines = inputs.div_ceil(BLOCK);
         let most = F32(s).group() / LANES;
-        let rows = part.rows.start / TILE..part.rows.end.div_ceil(TILE);
-        let all = (rows.start - band) * tiles..(rows.end - band) * tiles;
+        let all = (part.rows.start - band) * tiles..(part.rows.end - band) * tiles;
         // Few tiles: as many inputs at a time as leave their kernels in the cache. Many: all, and some tiles at a time.
         let (step, chunks) =
             if all.len() <= CHUNK_TILES { (CHUNK_LINES, 1) } else { (lines, all.len().div_ceil(CHUNK_TILES)) };
@@ -364,26 +456,26 @@ impl Kernel for FromPoints<'_> {
                 continue;
             }
             let vectors = group.len();
-            let taps = &taps[group.start * inputs * TAPS..];
+            let start = group.start * inputs * TAPS;
+            let of_input = TAPS * vectors;
             for first in (0..lines).step_by(step) {
                 let last = lines.min(first + step);
-                for input in first * BLOCK..inputs.min(last * BLOCK) {
-                    for vector in 0..vectors {
-                        let mut kernel = [s.splat(0.0); TAPS];
-                        for (tap, to) in kernel.iter_mut().enumerate() {
-                            *to = s.load(&taps[(input * TAPS + tap) * vectors + vector].0);
-                        }
-                        let at = (input - first * BLOCK) * vectors + vector;
-                        for (point, value) in winograd::kernels(s, kernel).as_flattened().iter().enumerate() {
-                            s.store(*value, &mut kernels[point * of_point + at].0);
-                        }
-                    }
+                let which = start + first * BLOCK * of_input..start + inputs.min(last * BLOCK) * of_input;
+                match taps {
+                    Kept::F32(taps) => turn(s, &taps[which.clone()], vectors, of_point, &mut kernels),
+                    Kept::F16(taps) => turn(s, &taps[which.clone()], vectors, of_point, &mut kernels),
+                    Kept::Bf16(taps) => turn(s, &taps[which.clone()], vectors, of_point, &mut kernels),
                 }
                 // What fills up the last line is multiplied by zeros.
-                for chunk in 0..chunks {
-                    let chunk = all.start + all.len() * chunk / chunks..all.start + all.len() * (chunk + 1) / chunks;
+                for i in 0..chunks {
+                    let chunk = all.start + all.len() * i / chunks..all.start + all.len() * (i + 1) / chunks;
                     let sum_pitch = chunk.len() | 1;
                     for point in 0..POINTS {
+                        if i + 1 == chunks {
+                            // What is turned next comes from far away meanwhile.
+                            let ahead = |point: usize| which.end + which.len() * point / POINTS;
+                            taps.prefetch(s, ahead(point)..ahead(point + 1));
+                        }
                         let offsets: Vec<usize> =
                             (first..last).map(|block| (block * POINTS + point) * pitch + chunk.start).collect();
                         let kernels = &kernels[point * of_point..][..(last - first) * BLOCK * vectors];
@@ -399,14 +491,16 @@ impl Kernel for FromPoints<'_> {
                         while tile < chunk.end {
                             // Tiles beside each other.
                             let end = chunk.end.min((tile / tiles + 1) * tiles);
-                            let (y, x) = ((band + tile / tiles) * TILE, tile % tiles * TILE);
+                            let row = band + tile / tiles;
+                            let picture = row / of_picture;
+                            let (y, x) = (row % of_picture * TILE, tile % tiles * TILE);
+                            let shift = ends.shift(s, picture, outputs, group.start + vector);
                             for i in 0..end - tile {
                                 let from = (tile + i - chunk.start) * vectors + vector;
                                 let values = winograd::output(s, &sums[from..], sum_pitch * vectors);
                                 for (j, values) in values.into_iter().enumerate() {
                                     for (x, value) in values.into_iter().enumerate() {
-                                        let value = s.add(value, bias);
-                                        let value = epilogue.function.map_or(value, |function| function.of(s, value));
+                                        let value = ends.finish(s, value, bias, shift);
                                         for (lane, value) in s.array(value).into_iter().enumerate() {
                                             pixels[(j * LANES + lane) * STRIP + i * OUT + x] = value;
                                         }
@@ -415,7 +509,9 @@ impl Kernel for FromPoints<'_> {
                             }
                             let wide = (w - x).min((end - tile) * OUT);
                             for (j, pixels) in pixels.chunks_exact(LANES * STRIP).enumerate().take((h - y).min(OUT)) {
-                                part.put(&epilogue, (group.start + vector, h * w), (y + j, x, w), pixels, STRIP, wide);
+                                let which = [picture, group.start + vector];
+                                let at = (y + j, x);
+                                part.put(&ends.epilogue, which, conv.shape, (h, w), at, pixels, STRIP, wide);
                             }
                             tile = end;
                         }
@@ -498,10 +594,9 @@ struct Direct<'a> {
     lines: &'a Packed,
     /// Inputs in a row, with the zeros.
     width: usize,
+    out_h: usize,
     out_w: usize,
-    /// Numbers of an output.
-    plane: usize,
-    epilogue: Epilogue<'a>,
+    ends: Ends<'a>,
     part: Part<'a>,
 }
 
@@ -510,7 +605,7 @@ impl ProductKernel for Direct<'_> {
 
     #[inline(always)]
     fn run<S: Simd, P: Products>(self, s: S, products: P) {
-        let Self { conv, weights, lines, width, out_w, plane, epilogue, mut part } = self;
+        let Self { conv, weights, lines, width, out_h, out_w, ends, mut part } = self;
         let (weights, inputs) = (P::Line::lines(weights), P::Line::lines(lines));
         let Shape { kernel, stride, inputs: channels, .. } = conv.shape;
         let lines = channels.div_ceil(P::Line::NUMBERS);
@@ -534,15 +629,16 @@ impl ProductKernel for Direct<'_> {
                 let weights = &weights[group.start * of_vector..][..vectors * of_vector];
                 products.product(inputs, out_w, &offsets, P::Line::NUMBERS, weights, vectors, true, &mut sums);
                 for vector in 0..vectors {
-                    let bias = s.load(&conv.bias[group.start + vector].0);
+                    let which = group.start + vector;
+                    let (bias, shift) = (s.load(&conv.bias[which].0), ends.shift(s, 0, conv.shape.outputs, which));
                     for x in 0..out_w {
-                        let value = s.add(s.load(&sums[x * vectors + vector].0), bias);
-                        let value = epilogue.function.map_or(value, |function| function.of(s, value));
+                        let value = ends.finish(s, s.load(&sums[x * vectors + vector].0), bias, shift);
                         for (lane, value) in s.array(value).into_iter().enumerate() {
                             pixels[lane * pitch + x] = value;
                         }
                     }
-                    part.put(&epilogue, (group.start + vector, plane), (y, 0, out_w), &pixels, pitch, out_w);
+                    let size = (out_h, out_w);
+                    part.put(&ends.epilogue, [0, which], conv.shape, size, (y, 0), &pixels, pitch, out_w);
                 }
             }
         }
@@ -609,7 +705,7 @@ mod tests {
             let conv = Conv2d::new(level, precision, self.shape, &self.weight, Some(&self.bias));
             let mut out = vec![f32::NAN; self.residual.len()];
             let epilogue = Epilogue { function, residual: residual.then_some(&self.residual) };
-            conv.forward(&self.x, self.h, self.w, epilogue, &mut out);
+            conv.forward(&self.x, self.h, self.w, None, epilogue, &mut out);
             out
         }
     }
@@ -659,6 +755,58 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pictures_are_computed_together_as_each_by_itself() {
+        for (shape, h, w) in cases().into_iter().map(|case| (case.shape, case.h, case.w)) {
+            const PICTURES: usize = 3;
+            let Shape { outputs, inputs, kernel, .. } = shape;
+            let (out_h, out_w) = shape.output(h, w);
+            let weight = numbers(outputs * inputs * kernel * kernel, 2);
+            let (from, to) = (inputs * h * w, outputs * out_h * out_w);
+            let (x, residual) = (numbers(PICTURES * from, 1), numbers(PICTURES * to, 4));
+            let shift = numbers(PICTURES * outputs, 5);
+            for level in Level::available() {
+                let conv = Conv2d::new(level, Precision::Exact, shape, &weight, None);
+                let run = |pictures: Range<usize>| {
+                    let of = |x: &'_ [f32], each: usize| x[pictures.start * each..pictures.end * each].to_vec();
+                    let residual = of(&residual, to);
+                    let epilogue = Epilogue { function: Some(Function::Silu), residual: Some(&residual) };
+                    let mut out = vec![f32::NAN; residual.len()];
+                    conv.forward(&of(&x, from), h, w, Some(&of(&shift, outputs)), epilogue, &mut out);
+                    out
+                };
+                let each: Vec<_> = (0..PICTURES).flat_map(|picture| run(picture..picture + 1)).collect();
+                for threads in [1, 3] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    assert_eq!(pool.install(|| run(0..PICTURES)), each, "{level} {shape:?} {h}x{w}");
+                }
+                // Without a function the shift is a bias.
+                let (mut out, mut shifted) = (vec![0.0; to], vec![0.0; to]);
+                conv.forward(&x[..from], h, w, Some(&shift[..outputs]), Epilogue::default(), &mut shifted);
+                let biased = Conv2d::new(level, Precision::Exact, shape, &weight, Some(&shift[..outputs]));
+                biased.forward(&x[..from], h, w, None, Epilogue::default(), &mut out);
+                assert_eq!(out, shifted, "{level} {shape:?} {h}x{w}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_are_kept_short_give_the_same_bytes() {
+        let case = case(40, 17, 3, 1, 9, 33);
+        let mut weight: Vec<f32> = case.weight.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
+        let run = |weight: &[f32]| {
+            let conv = Conv2d::new(Level::detect(), Precision::Exact, case.shape, weight, Some(&case.bias));
+            let is_short = matches!(conv.weights, Weights::Taps(Kept::F16(_)));
+            let mut out = vec![0.0; case.residual.len()];
+            conv.forward(&case.x, case.h, case.w, None, Epilogue::default(), &mut out);
+            out.truncate(39 * case.h * case.w);
+            (is_short, out)
+        };
+        let short = run(&weight);
+        *weight.last_mut().unwrap() = 0.1; // of the last output, which is cut off
+        assert_eq!((true, run(&weight)), (short.0, (false, short.1)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::precision::Precision;
 pub enum Level {
     /// What every processor has.
     Portable,
-    /// x86-64 with AVX2 and FMA: 8 numbers at a time.
+    /// x86-64 with AVX2, FMA and F16C: 8 numbers at a time.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 numbers at a time. Its f32 results are those of [`Level::Avx2`].
     Avx512,
@@ -39,7 +39,7 @@ impl Level {
         use std::arch::is_x86_feature_detected as has;
         match self {
             Self::Portable => true,
-            Self::Avx2 => has!("avx2") && has!("fma"),
+            Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
             Self::Avx512 => {
                 Self::Avx2.is_available() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }

@@ -21,6 +21,7 @@ mod bf16;
 pub mod chain;
 pub mod conv;
 pub mod depthwise;
+mod kept;
 pub mod level;
 mod line;
 pub mod linear;

@@ -46,7 +46,7 @@ pub struct Linear {
     inputs: usize,
     outputs: usize,
     gated: bool,
-    /// Vectors of sixteen outputs in groups of one or two, `[group][line][..]`.
+    /// Vectors of sixteen outputs in groups of one or two, `[group][line][..]`; f32 is kept as short as it was.
     weights: Packed,
     /// One line for each vector.
     bias: Vec<Line>,
@@ -94,7 +94,7 @@ impl Linear {
         }
         let of_vector = |rows: &Range<usize>| bias.map_or(Line::ZERO, |bias| Line::of(&bias[rows.clone()]));
         let bias = vectors.iter().map(of_vector).collect();
-        let weights = dispatch(level, precision, Pack { inputs, weight, vectors: &vectors });
+        let weights = dispatch(level, precision, Pack { inputs, weight, vectors: &vectors }).kept();
         Self { level, precision, inputs, outputs, gated, weights, bias }
     }
 
@@ -184,9 +184,9 @@ impl ProductKernel for Forward<'_> {
     fn run<S: Simd, P: Products>(self, s: S, products: P) {
         let Self { layer, x, epilogue, out } = self;
         let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let weights = P::Line::lines(&layer.weights);
         let lines = inputs.div_ceil(P::Line::NUMBERS);
         let last = inputs - (lines - 1) * P::Line::NUMBERS;
+        let mut wide = Vec::new();
         let group = products.group() / LANES;
         let step = if layer.gated { 2 } else { group }; // vectors that are finished together
         let most = BLOCK_ROWS.min(x.len() / inputs);
@@ -203,7 +203,9 @@ impl ProductKernel for Forward<'_> {
                 let vectors = step.min(layer.bias.len() - vector);
                 let sized = vectors.min(group); // vectors in a group
                 for first in (0..vectors).step_by(group) {
-                    let weights = &weights[(vector + first) * lines * LANES..][..sized * lines * LANES];
+                    let start = (vector + first) * lines * LANES;
+                    let which = start..start + sized * lines * LANES;
+                    let weights = P::Line::widened(s, &layer.weights, which, &mut wide);
                     let sums = &mut sums[first * rows..][..sized * rows];
                     products.product(&packed, rows, &offsets, last, weights, sized, true, sums);
                 }

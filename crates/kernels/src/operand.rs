@@ -3,9 +3,12 @@
 //! A product has rows on one side and columns on the other. [`Operand`] says how both are packed for its kind of line, so
 //! that linear layers and attention are written once for f32 and bf16.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::{
+    kept::{Kept, widened},
     level::Level,
     line::{HalfLine, Line},
     precision::Precision,
@@ -18,6 +21,18 @@ use crate::{
 pub(crate) enum Packed {
     F32(Vec<Line>),
     Bf16(Vec<HalfLine>),
+    /// As [`Self::F32`], to be read with [`Operand::widened`] alone.
+    Kept(Kept),
+}
+
+impl Packed {
+    /// Keeps weights as short as they can be without loss.
+    pub(crate) fn kept(self) -> Self {
+        match self {
+            Self::F32(lines) => Self::Kept(Kept::new(lines)),
+            other => other,
+        }
+    }
 }
 
 /// A line of numbers of a product.
@@ -45,8 +60,14 @@ pub(crate) trait Operand: Copy + Send + Sync + 'static {
     /// The lines in `packed`.
     ///
     /// # Panics
-    /// If they are of another kind.
+    /// If they are of another kind, or kept.
     fn lines(packed: &Packed) -> &[Self];
+
+    /// Some of the lines in `packed`, which may be kept: widened into `to`, if they are short.
+    ///
+    /// # Panics
+    /// If they are of another kind.
+    fn widened<'a, S: Simd>(s: S, packed: &'a Packed, which: Range<usize>, to: &'a mut Vec<Line>) -> &'a [Self];
 }
 
 impl Operand for Line {
@@ -87,6 +108,16 @@ impl Operand for Line {
     fn lines(packed: &Packed) -> &[Self] {
         match packed {
             Packed::F32(lines) => lines,
+            _ => unreachable!("packed for the products that are taken"),
+        }
+    }
+
+    #[inline(always)]
+    fn widened<'a, S: Simd>(s: S, packed: &'a Packed, which: Range<usize>, to: &'a mut Vec<Line>) -> &'a [Self] {
+        match packed {
+            Packed::F32(lines) | Packed::Kept(Kept::F32(lines)) => &lines[which],
+            Packed::Kept(Kept::F16(lines)) => widened(s, &lines[which], to),
+            Packed::Kept(Kept::Bf16(lines)) => widened(s, &lines[which], to),
             Packed::Bf16(_) => unreachable!("packed for the products that are taken"),
         }
     }
@@ -138,8 +169,13 @@ impl Operand for HalfLine {
     fn lines(packed: &Packed) -> &[Self] {
         match packed {
             Packed::Bf16(lines) => lines,
-            Packed::F32(_) => unreachable!("packed for the products that are taken"),
+            _ => unreachable!("packed for the products that are taken"),
         }
+    }
+
+    #[inline(always)]
+    fn widened<'a, S: Simd>(_: S, packed: &'a Packed, which: Range<usize>, _: &'a mut Vec<Line>) -> &'a [Self] {
+        &Self::lines(packed)[which]
     }
 }
 

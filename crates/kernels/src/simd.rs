@@ -11,7 +11,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::level::Level;
 pub(crate) use portable::Portable;
@@ -32,6 +32,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
+    /// Widens numbers that are not NaN.
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V;
+    /// Widens numbers.
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -52,6 +56,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// Rounds to bf16, to nearest, ties to even; NaN stays NaN. Numbers too small for a normal bf16 may become zero.
     fn store_bf16(self, v: Self::V, to: &mut [bf16; LANES]);
+
+    /// Asks the processor to bring the cache line in which a value begins closer, if it can.
+    #[inline(always)]
+    fn prefetch<T>(self, _value: &T) {}
 
     /// The lanes as an array.
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! Latent diffusion: Stable Diffusion 1, 2 and XL, as the reference computes them on a CPU.
 //!
+//! - [`generate`] makes a picture of words in one call; all else is below it.
 //! - [`model`] puts the parts together, from whatever files they come, changed by [`lora`]s.
 //! - [`unet`] says what is noise in a latent, [`vae`] makes latents of pictures and pictures of latents, [`controlnet`] steers
 //!   the first by a picture.
@@ -17,6 +18,7 @@ pub mod contents;
 pub mod controlnet;
 pub mod detail;
 mod file;
+pub mod generate;
 pub mod guidance;
 pub mod lora;
 pub mod model;

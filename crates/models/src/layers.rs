@@ -1,11 +1,12 @@
 //! Layers with their weights, as a checkpoint names them: what networks that are no chain are made of.
 
 use candle_core::{DType, Device, Tensor};
-use weights::checkpoint::Checkpoint;
+use weights::{checkpoint::Checkpoint, detect::diffusion::memory::Engine};
 
 use crate::{
     error::{ModelError, Result},
     ops::{Backend, Conv2d, Function, Linear, Norm, Then},
+    processor,
 };
 
 /// A checkpoint whose layers are wanted for a backend.
@@ -95,6 +96,22 @@ impl<'a> Layers<'a> {
 }
 
 impl Backend {
+    /// The name of the numbers that this multiplies, such as `f32`.
+    pub fn dtype_name(&self) -> &'static str {
+        match self {
+            Self::Kernels(cpu) => processor::dtype(cpu.precision).as_str(),
+            Self::Candle(_, dtype) => dtype.as_str(),
+        }
+    }
+
+    /// Who computes, as far as it matters to the memory that is needed.
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Kernels(_) => Engine::Kernels,
+            Self::Candle(_, dtype) => Engine::Library { number_bytes: dtype.size_in_bytes() as u64 },
+        }
+    }
+
     /// Brings a tensor to where this computes, as the numbers that it computes with.
     pub(crate) fn take(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {

@@ -186,30 +186,64 @@ impl Conv2d {
 
     /// Convolves x, [b, i, h, w], to [b, o, h', w'].
     pub fn forward(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
+        self.run(x, None, then)
+    }
+
+    /// Convolves x, [b, i, h, w], to [b, o, h', w'], and adds `shift`, [b, o], to every pixel before all that follows.
+    pub fn forward_shifted(&self, x: &Tensor, shift: &Tensor, then: Then<'_>) -> Result<Tensor> {
+        self.run(x, Some(shift), then)
+    }
+
+    fn run(&self, x: &Tensor, shift: Option<&Tensor>, then: Then<'_>) -> Result<Tensor> {
+        let conv = match (&self.0, shift) {
+            (Conv::Kernel(conv), _) => conv,
+            (_, None) => return self.run_each(x, then),
+            (_, Some(shift)) => {
+                let y = self.run_each(x, Then::default())?;
+                return then.plain(y.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?);
+            }
+        };
+        let (b, i, h, w) = x.dims4()?;
+        let outputs = conv.shape().outputs;
+        let (out_h, out_w) = conv.shape().output(h, w);
+        if i != conv.shape().inputs || h * w == 0 || out_h * out_w == 0 {
+            bail!("a convolution of {i} channels cannot take {:?}", x.shape());
+        }
+        if shift.is_some_and(|shift| shift.dims() != [b, outputs]) {
+            bail!("{b} pictures of {outputs} channels cannot be shifted by {shift:?}");
+        }
+        let shift = shift.map(|shift| shift.flatten_all()?.to_vec1::<f32>()).transpose()?;
+        with_numbers(x, |x| {
+            then.run(&[b, outputs, out_h, out_w], |epilogue, out| {
+                conv.forward(x, h, w, shift.as_deref(), epilogue, out);
+            })
+        })
+    }
+
+    /// Convolves pictures one after another.
+    fn run_each(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
         if let Conv::Candle(conv) = &self.0 {
             return then.plain(conv.forward(x)?);
         }
         let (b, i, h, w) = x.dims4()?;
-        let (inputs, outputs, (out_h, out_w)) = match &self.0 {
-            Conv::Kernel(conv) => (conv.shape().inputs, conv.shape().outputs, conv.shape().output(h, w)),
-            Conv::Pixelwise(conv) => (conv.inputs(), conv.outputs(), (h, w)),
-            Conv::Depthwise(conv) => (conv.channels(), conv.channels(), (h, w)),
-            Conv::Candle(_) => unreachable!("returned above"),
+        let (inputs, outputs) = match &self.0 {
+            Conv::Pixelwise(conv) => (conv.inputs(), conv.outputs()),
+            Conv::Depthwise(conv) => (conv.channels(), conv.channels()),
+            Conv::Kernel(_) | Conv::Candle(_) => unreachable!("computed above"),
         };
-        if i != inputs || h * w == 0 || out_h * out_w == 0 {
+        if i != inputs || h * w == 0 {
             bail!("a convolution of {inputs} channels cannot take {:?}", x.shape());
         }
-        let (from, to) = (i * h * w, outputs * out_h * out_w);
+        let (from, to) = (i * h * w, outputs * h * w);
         with_numbers(x, |x| {
-            then.run(&[b, outputs, out_h, out_w], |epilogue, out| {
+            then.run(&[b, outputs, h, w], |epilogue, out| {
                 for (n, out) in out.chunks_exact_mut(to).enumerate() {
                     let residual = epilogue.residual.map(|residual| &residual[n * to..][..to]);
                     let (x, epilogue) = (&x[n * from..][..from], Epilogue { residual, ..epilogue });
                     match &self.0 {
-                        Conv::Kernel(conv) => conv.forward(x, h, w, epilogue, out),
                         Conv::Pixelwise(conv) => conv.forward(x, epilogue, out),
                         Conv::Depthwise(conv) => conv.forward(x, h, w, epilogue, out),
-                        Conv::Candle(_) => unreachable!("returned above"),
+                        Conv::Kernel(_) | Conv::Candle(_) => unreachable!("computed above"),
                     }
                 }
             })

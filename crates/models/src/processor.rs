@@ -9,6 +9,7 @@ pub use kernels::{
 use crate::{
     error::Result,
     fingerprint,
+    ops::Backend,
     upscale::{Cpu, Upscaler},
 };
 
@@ -41,7 +42,7 @@ impl Mode {
 }
 
 /// The numbers that are multiplied.
-const fn dtype(precision: Precision) -> DType {
+pub(crate) const fn dtype(precision: Precision) -> DType {
     match precision {
         Precision::Exact => DType::F32,
         Precision::Fast => DType::BF16,
@@ -105,6 +106,18 @@ impl Processor {
     /// Bytes that a weight takes.
     pub fn number_bytes(&self, precision: Precision) -> u64 {
         self.dtype(precision).size_in_bytes() as u64
+    }
+
+    /// Who computes on this device as `precision` says. What no mode of this device is made for is computed exactly.
+    pub fn backend(&self, precision: Precision) -> Backend {
+        match self.cpu {
+            Some(level) => {
+                let is_there = self.modes.iter().any(|mode| mode.precision == precision);
+                let precision = if is_there { precision } else { Precision::Exact };
+                Backend::Kernels(Cpu { level, precision })
+            }
+            None => Backend::Candle(self.device.clone(), self.dtype(precision)),
+        }
     }
 
     /// Loads a super-resolution network onto this device, to compute as `precision` says. What no mode of this device is

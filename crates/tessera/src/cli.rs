@@ -8,6 +8,7 @@ use domain::{
     resize::{Factor, MAX_SIDE, ResizeMethod, Target},
 };
 use service::config::{Flags, keys, units};
+use weights::synthetic::diffusion::Model;
 
 /// The keys that are flags of a command that asks a farm.
 const CLIENT: u8 = keys::PROCESS | keys::CLIENT;
@@ -38,6 +39,16 @@ skipped, so that the same command goes on where the last one stopped.
 Without --server a farm embedded in this process does the work. Its results stay in the cache folder, so that
 an interrupted run goes on where it was.";
 
+const SAMPLE_EXAMPLES: &str = "\
+Examples:
+  tessera sample sd15.safetensors 'a lighthouse at dusk' -o lighthouse.png
+  tessera sample sdxl.safetensors 'a lighthouse' --width 1024 --height 1024 --sampler-name dpmpp_2m --scheduler karras
+  tessera sample sd15.safetensors 'a red door' --init house.png --mask door.png --denoise 0.8
+  tessera sample sd15.safetensors 'a cat' --lora ink.safetensors:0.8 --controlnet canny.pth --control-image edges.png:1:0:0.6
+
+It asks no farm and keeps nothing. Names and defaults are those of ComfyUI's KSampler, and so is the picture, on a CPU.
+Without a checkpoint at hand, `tessera models synthesize sd1 -o tiny.safetensors` makes one whose pictures mean nothing.";
+
 const SUBMIT_EXAMPLES: &str = "\
 JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
   {
@@ -63,6 +74,9 @@ pub enum Command {
     /// Enlarges pictures and writes the results
     #[command(after_help = UPSCALE_EXAMPLES)]
     Upscale(Box<Upscale>),
+    /// Makes a picture of words with a Stable Diffusion checkpoint, right here
+    #[command(after_help = SAMPLE_EXAMPLES)]
+    Sample(Box<Sample>),
     /// Runs a whole farm in this process and serves it over gRPC
     Serve(Box<Serve>),
     /// Runs a coordinator: takes jobs, plans them, puts the results together
@@ -178,6 +192,104 @@ impl Upscale {
         let (width, height) = (self.width.map(Target::Width), self.height.map(Target::Height));
         self.scale.map(Target::Factor).or(width).or(height)
     }
+}
+
+/// `tessera sample`.
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// A checkpoint: a .safetensors or PyTorch file, or a folder of diffusers
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// What the picture is to show; `(words:1.2)` weigh more
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// What it is not to show [default: nothing]
+    #[arg(short, long, value_name = "PROMPT", default_value = "", hide_default_value = true)]
+    pub negative: String,
+    /// Where the picture goes; its extension tells the format
+    #[arg(short, long, value_name = "FILE", default_value = "sample.png")]
+    pub output: PathBuf,
+    /// An autoencoder of its own [default: that of the checkpoint]
+    #[arg(long, value_name = "FILE")]
+    pub vae: Option<PathBuf>,
+    /// A text encoder of its own; may be given several times [default: those of the checkpoint]
+    #[arg(long, value_name = "FILE")]
+    pub clip: Vec<PathBuf>,
+    /// A folder in which `embedding:NAME` of a prompt is looked up [default: such words are plain words]
+    #[arg(long, value_name = "DIR")]
+    pub embeddings: Option<PathBuf>,
+    /// A LoRA, with what its changes of network and text encoders are multiplied by; may be given several times
+    /// [strengths by default: 1, and that of the network]
+    #[arg(long = "lora", value_name = "FILE[:MODEL[:CLIP]]", value_parser = lora)]
+    pub loras: Vec<(PathBuf, f64, f64)>,
+    /// A ControlNet; may be given several times, each with its --control-image
+    #[arg(long = "controlnet", value_name = "FILE", requires = "control_images")]
+    pub controlnets: Vec<PathBuf>,
+    /// What the ControlNet sees, how strongly it steers, and from and to which share of the way [by default: 1, 0 and 1]
+    #[arg(long = "control-image", value_name = "PICTURE[:STRENGTH[:START[:END]]]", value_parser = control_image)]
+    pub control_images: Vec<ControlImage>,
+    /// A picture to begin with [default: noise]
+    #[arg(long, value_name = "PICTURE", conflicts_with_all = ["width", "height"])]
+    pub init: Option<PathBuf>,
+    /// What of the picture may change: what is white in this one, of the same size [default: everything]
+    #[arg(long, value_name = "PICTURE", requires = "init")]
+    pub mask: Option<PathBuf>,
+    /// The width in pixels, cut to a multiple of 8
+    #[arg(long, value_name = "PIXELS", default_value_t = 512)]
+    pub width: usize,
+    /// The height in pixels, cut to a multiple of 8
+    #[arg(long, value_name = "PIXELS", default_value_t = 512)]
+    pub height: usize,
+    /// How much of the way from noise to picture is gone, above 0 to 1: less keeps more of --init
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub denoise: f64,
+    /// Steps of the sampler
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub steps: usize,
+    /// How strongly the prompt is obeyed; 1 ignores the negative one
+    #[arg(long, value_name = "SCALE", default_value_t = 8.0, allow_negative_numbers = true)]
+    pub cfg: f64,
+    /// The sampler, by its name in ComfyUI; a wrong one lists them all
+    #[arg(long, value_name = "NAME", default_value = "euler")]
+    pub sampler_name: String,
+    /// The scheduler of noise levels, by its name in ComfyUI; a wrong one lists them all
+    #[arg(long, value_name = "NAME", default_value = "normal")]
+    pub scheduler: String,
+    /// The seed from which all noise follows
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub seed: u64,
+    /// The layer of the text encoders at which to stop, -1 to -24 (clip skip 2 is -2) [default: the model's own]
+    #[arg(long, value_name = "LAYER", allow_negative_numbers = true)]
+    pub stop_at_clip_layer: Option<i32>,
+    /// Side of the tiles in which the autoencoder goes over the picture, which takes less memory and changes it a little
+    /// [default: all at once]
+    #[arg(long, value_name = "PIXELS")]
+    pub vae_tile: Option<usize>,
+    /// How exactly to compute: `exact` is f32 and equals the reference, `fast` is bf16 where the device gains from it
+    #[arg(long, value_enum, default_value_t = Precision::Exact)]
+    pub precision: Precision,
+    /// Write over a file that exists [default: refuse]
+    #[arg(short, long)]
+    pub force: bool,
+    /// Write JSON on stdout, for programs [default: the picture's path]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<{ keys::PROCESS | keys::LOCAL }>,
+}
+
+/// What a ControlNet sees, and when and how strongly it steers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlImage {
+    /// The picture.
+    pub picture: PathBuf,
+    /// A factor of what the network says.
+    pub strength: f64,
+    /// The share of the way at which it begins.
+    pub start_percent: f64,
+    /// The share of the way at which it ends.
+    pub end_percent: f64,
 }
 
 /// `tessera serve`.
@@ -306,6 +418,24 @@ pub enum ModelsCommand {
         #[arg(short, long)]
         force: bool,
     },
+    /// Writes a Stable Diffusion checkpoint of synthetic weights, to try things out; its pictures mean nothing
+    Synthesize {
+        /// What it is of: sd1, sd1-inpaint, sd2, sdxl, sdxl-inpaint, sdxl-refiner, control-sd1 or control-sdxl
+        #[arg(value_name = "MODEL", value_parser = synthetic)]
+        model: Model,
+        /// The file to write [default: MODEL.safetensors]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Make its networks as large as the real ones, which takes gigabytes [default: tiny ones of the same structure]
+        #[arg(long)]
+        full: bool,
+        /// The numbers that weights are written as
+        #[arg(long, value_enum, default_value_t = Dtype::F16)]
+        dtype: Dtype,
+        /// Write over a file that exists [default: refuse]
+        #[arg(short, long)]
+        force: bool,
+    },
     /// Uploads a weights file and makes it a model of the farm
     Add {
         /// A .safetensors or PyTorch file
@@ -420,6 +550,37 @@ pub enum State {
     Cancelled,
 }
 
+/// What a synthetic checkpoint is of.
+fn synthetic(text: &str) -> Result<Model, String> {
+    let known = || Model::ALL.map(Model::id).join(", ");
+    Model::ALL.into_iter().find(|model| model.id() == text).ok_or_else(|| format!("known are {}", known()))
+}
+
+/// Splits off numbers that follow a path, each after a colon, at most `most`.
+fn path_and_numbers(text: &str, most: usize) -> (PathBuf, Vec<f64>) {
+    let (mut path, mut numbers) = (text, Vec::new());
+    while numbers.len() < most
+        && let Some((rest, last)) = path.rsplit_once(':')
+        && let Ok(number) = last.parse()
+        && !rest.is_empty()
+    {
+        (path, _) = (rest, numbers.insert(0, number));
+    }
+    (path.into(), numbers)
+}
+
+fn lora(text: &str) -> Result<(PathBuf, f64, f64), String> {
+    let (path, numbers) = path_and_numbers(text, 2);
+    let model = numbers.first().copied().unwrap_or(1.0);
+    Ok((path, model, numbers.get(1).copied().unwrap_or(model)))
+}
+
+fn control_image(text: &str) -> Result<ControlImage, String> {
+    let (picture, numbers) = path_and_numbers(text, 3);
+    let number = |at: usize, default: f64| numbers.get(at).copied().unwrap_or(default);
+    Ok(ControlImage { picture, strength: number(0, 1.0), start_percent: number(1, 0.0), end_percent: number(2, 1.0) })
+}
+
 fn tile_side(text: &str) -> Result<TileSide, String> {
     match text {
         "auto" => Ok(TileSide::Auto),
@@ -459,6 +620,16 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn numbers_behind_a_path_are_split_off() {
+        assert_eq!(lora("a/b.safetensors"), Ok(("a/b.safetensors".into(), 1.0, 1.0)));
+        assert_eq!(lora("b.safetensors:0.5"), Ok(("b.safetensors".into(), 0.5, 0.5)));
+        assert_eq!(lora("c:\\b.pt:-1:0.25"), Ok(("c:\\b.pt".into(), -1.0, 0.25)));
+        assert_eq!(lora("b:1:2:3"), Ok(("b:1".into(), 2.0, 3.0)));
+        let image = control_image("edges.png:0.5:0.1").unwrap();
+        assert_eq!((image.strength, image.start_percent, image.end_percent), (0.5, 0.1, 1.0));
+    }
 
     fn parse(line: &str) -> Result<Command, String> {
         let words = std::iter::once("tessera").chain(line.split_whitespace());

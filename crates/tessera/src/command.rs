@@ -5,6 +5,7 @@ pub mod config;
 pub mod doctor;
 pub mod jobs;
 pub mod models;
+pub mod sample;
 pub mod serve;
 pub mod submit;
 pub mod upscale;

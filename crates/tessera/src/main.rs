@@ -1,7 +1,7 @@
 //! The `tessera` command, and the whole farm embedded in one process.
 //!
-//! Every command talks to a farm over gRPC, also when that farm is [`embedded`] in the same process: there is no second
-//! way to do the work. [`cli`] is the command line, [`command`] what each command does; [`client`] is the farm as a
+//! Every command that renders a job talks to a farm over gRPC, also when that farm is [`embedded`] in the same process: there
+//! is no second way to do the work. [`command::sample`] is for trying a checkpoint without any. [`cli`] is the command line, [`command`] what each command does; [`client`] is the farm as a
 //! program sees it, [`pictures`] and [`naming`] say
 //! which files a command line means, [`transfer`] brings them there and back, [`watch`] follows a job and [`progress`] shows it.
 //!
@@ -51,6 +51,10 @@ fn run(command: Command) -> Outcome {
                 command::upscale::run(*args, config, context).await
             })?
         }
+        Command::Sample(mut args) => {
+            let config = load(std::mem::take(&mut args.config), QUIET)?;
+            service::run("tessera", config, async |config, context| command::sample::run(*args, config, context).await)?
+        }
         Command::Serve(mut args) => {
             let config = load(std::mem::take(&mut args.config), SERVING)?;
             let workers = args.workers;
@@ -91,6 +95,9 @@ fn run(command: Command) -> Outcome {
             ModelsCommand::Inspect { file, json } => command::models::inspect(&file, json),
             ModelsCommand::Convert { file, output, dtype, force } => {
                 command::models::convert(&file, output, dtype, force)
+            }
+            ModelsCommand::Synthesize { model, output, full, dtype, force } => {
+                command::models::synthesize(model, output, full, dtype, force)
             }
             ModelsCommand::Add { file, name, ask: flags } => {
                 ask(flags.config, async |config| command::models::add(&file, name, flags.json, config).await)

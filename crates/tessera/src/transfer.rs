@@ -156,17 +156,22 @@ struct Target {
     size_bytes: u64,
 }
 
+/// Makes a file in `folder` that has no name yet.
+pub fn unnamed(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tessera-");
+    #[cfg(unix)]
+    {
+        // As any new file: the process's mask decides.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        builder.permissions(mode);
+    }
+    builder.tempfile_in(folder)
+}
+
 impl Target {
     fn new(folder: &Path) -> std::io::Result<Self> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".tessera-");
-        #[cfg(unix)]
-        {
-            // As any new file: the process's mask decides.
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-            builder.permissions(mode);
-        }
-        Ok(Self { file: builder.tempfile_in(folder)?, hasher: Sha256::new(), size_bytes: 0 })
+        Ok(Self { file: unnamed(folder)?, hasher: Sha256::new(), size_bytes: 0 })
     }
 
     fn write(&mut self, piece: &[u8]) -> std::io::Result<()> {

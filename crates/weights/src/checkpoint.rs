@@ -21,7 +21,7 @@ use std::io::{self, Cursor};
 use std::path::Path;
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::{f16, slice::HalfFloatSliceExt as _};
 
 pub use save::Float;
 pub(crate) use save::{Planned, narrowed, save};
@@ -192,24 +192,35 @@ impl Dtype {
         }
     }
 
-    /// Turns one little-endian number into the nearest f32.
-    fn widen(self, bytes: &[u8]) -> f32 {
-        fn le<const N: usize>(bytes: &[u8]) -> [u8; N] {
-            bytes.try_into().expect("a number is cut out with the size of its type")
+    /// Turns little-endian numbers into the nearest f32.
+    fn widen_all(self, bytes: &[u8]) -> Vec<f32> {
+        fn each<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+            bytes.as_chunks().0.iter().map(|number| widen(*number)).collect()
         }
         match self {
-            Self::F64 => f64::from_le_bytes(le(bytes)) as f32,
-            Self::F32 => f32::from_le_bytes(le(bytes)),
-            Self::F16 => f16::from_le_bytes(le(bytes)).to_f32(),
-            Self::Bf16 => bf16::from_le_bytes(le(bytes)).to_f32(),
-            Self::F8E4M3 => e4m3(bytes[0]),
-            Self::F8E5M2 => f16::from_le_bytes([0, bytes[0]]).to_f32(), // its upper half
-            Self::I64 => i64::from_le_bytes(le(bytes)) as f32,
-            Self::I32 => i32::from_le_bytes(le(bytes)) as f32,
-            Self::I16 => f32::from(i16::from_le_bytes(le(bytes))),
-            Self::I8 => f32::from(i8::from_le_bytes(le(bytes))),
-            Self::U8 => f32::from(bytes[0]),
-            Self::Bool => f32::from(u8::from(bytes[0] != 0)),
+            Self::F64 => each(bytes, |number| f64::from_le_bytes(number) as f32),
+            Self::F32 => each(bytes, f32::from_le_bytes),
+            Self::F16 => {
+                // The processor widens many at once.
+                let mut numbers = vec![0.0; bytes.len() / 2];
+                for (to, from) in numbers.chunks_mut(256).zip(bytes.chunks(512)) {
+                    let mut halves = [f16::ZERO; 256];
+                    let halves = &mut halves[..to.len()];
+                    halves.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = f16::from_le_bytes(*from));
+                    halves.convert_to_f32_slice(to);
+                }
+                numbers
+            }
+            Self::Bf16 => each(bytes, |number| f32::from_bits(u32::from(u16::from_le_bytes(number)) << 16)),
+            Self::F8E4M3 => each(bytes, |[number]: [u8; 1]| e4m3(number)),
+            // Its upper half is an f16's.
+            Self::F8E5M2 => each(bytes, |[number]: [u8; 1]| f16::from_le_bytes([0, number]).to_f32()),
+            Self::I64 => each(bytes, |number| i64::from_le_bytes(number) as f32),
+            Self::I32 => each(bytes, |number| i32::from_le_bytes(number) as f32),
+            Self::I16 => each(bytes, |number| f32::from(i16::from_le_bytes(number))),
+            Self::I8 => each(bytes, |number| f32::from(i8::from_le_bytes(number))),
+            Self::U8 => each(bytes, |[number]: [u8; 1]| f32::from(number)),
+            Self::Bool => each(bytes, |[number]: [u8; 1]| f32::from(u8::from(number != 0))),
         }
     }
 }
@@ -450,18 +461,7 @@ impl Checkpoint {
     /// f16, bf16 and numbers of 8 bits widen exactly; f64 and large integers are rounded to the nearest f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.info(name)?;
-        let mut numbers = self.numbers_of(info)?;
-        if let Some(scale) = &info.scale
-            && let Some(&scale) = self.numbers_of(scale)?.first()
-        {
-            numbers.iter_mut().for_each(|number| *number *= scale);
-        }
-        Ok(numbers)
-    }
-
-    fn numbers_of(&self, info: &TensorInfo) -> Result<Vec<f32>> {
-        let bytes = self.bytes_of(info)?;
-        Ok(bytes.chunks_exact(info.dtype.bytes()).map(|number| info.dtype.widen(number)).collect())
+        Ok(info.dtype.widen_all(&self.bytes_of(info)?))
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {

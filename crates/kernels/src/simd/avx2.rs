@@ -1,12 +1,12 @@
-//! AVX2 and FMA: a vector is two registers.
+//! AVX2, FMA and F16C: a vector is two registers.
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
-/// The processor has AVX2 and FMA. Only [`run`] makes one.
+/// The processor has AVX2, FMA and F16C. Only [`run`] makes one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -14,7 +14,7 @@ pub(crate) struct Avx2(());
 ///
 /// # Safety
 /// The processor has these features.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
@@ -61,6 +61,29 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
         })
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> V {
+        op!({
+            let halves = from.as_ptr().cast::<__m128i>();
+            [_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1)))]
+        })
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> V {
+        op!({
+            let halves = from.as_ptr().cast::<__m128i>();
+            [_mm_loadu_si128(halves), _mm_loadu_si128(halves.add(1))]
+                .map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
+        })
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, value: &T) {
+        // SAFETY: every x86-64 has the instruction, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{LANES, Simd};
 
@@ -32,6 +32,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn store(self, v: Self::V, to: &mut [f32; LANES]) {
         *to = v;
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V {
+        from.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
+        from.map(bf16::to_f32)
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ use super::{
     model::{File, LoadError, Model, ModelFiles},
     samplers::{self, SampleError, Sampler},
     sampling::{KSampler, Latent, Task, ksampler},
-    schedule::{ScheduleError, Scheduler, schedulers},
+    schedule::{self, ScheduleError, Scheduler},
     text::{self, error::TextError},
     vae::{Tiling, Vae},
 };
@@ -225,7 +225,10 @@ pub enum Stage {
     /// Weights are read.
     Loading,
     /// Prompts, and the picture if there is one, are encoded.
-    Encoding,
+    Encoding {
+        /// The bytes that the largest call is reckoned to take beside the weights.
+        memory_bytes: u64,
+    },
     /// So many steps are done.
     Sampling {
         /// Steps done.
@@ -300,7 +303,7 @@ impl Request {
     fn check(&self) -> Result<Checked<'_>, GenerateError> {
         let field = |field, found: String, wanted| Err(GenerateError::Field { field, found, wanted });
         let sampler = samplers::sampler(&self.sampler_name)?;
-        let scheduler = schedulers::scheduler(&self.scheduler)?;
+        let scheduler = schedule::scheduler(&self.scheduler)?;
         if self.steps == 0 {
             return field("steps", self.steps.to_string(), "at least 1");
         }
@@ -331,8 +334,7 @@ impl Request {
             if !strength.is_finite() {
                 return field("the strength of a control net", strength.to_string(), "a finite number");
             }
-            let percents =
-                [("the start of a control net", *start_percent), ("the end of a control net", *end_percent)];
+            let percents = [("the start of a control net", *start_percent), ("the end of a control net", *end_percent)];
             for (name, percent) in percents {
                 if !(0.0..=1.0).contains(&percent) {
                     return field(name, percent.to_string(), "0 to 1");
@@ -364,7 +366,8 @@ impl Checked<'_> {
         let mut notes: Vec<String> = model.unused.iter().map(ToString::to_string).collect();
         stopped()?;
 
-        stage(Stage::Encoding);
+        let memory_bytes = memory_bytes(&model, vae, request);
+        stage(Stage::Encoding { memory_bytes });
         let mut positive = encode(&model, &request.positive, "positive", request, watch, &mut notes)?;
         let mut negative = encode(&model, &request.negative, "negative", request, watch, &mut notes)?;
         for side in [&mut positive, &mut negative] {
@@ -374,7 +377,6 @@ impl Checked<'_> {
         for side in [&mut positive, &mut negative] {
             side.concat = concat.clone();
         }
-        let (_, _, h, w) = latent.samples.dims4().map_err(ModelError::from)?;
 
         let task = Task {
             network: model.network(),
@@ -396,7 +398,7 @@ impl Checked<'_> {
             picture: Pixels::of(&picture)?,
             family: model.family.id(),
             dtype: backend.dtype_name(),
-            memory_bytes: memory_bytes(&model, vae, (h, w), request),
+            memory_bytes,
             notes,
         })
     }
@@ -435,9 +437,9 @@ impl Checked<'_> {
             let latent = Latent { noise_mask: Some(mask.clone()), ..Latent::new(inpaint.latents) };
             return Ok((latent, Some(Concat { latent_image: inpaint.concat_latent_image, mask })));
         }
+        // The whole mask is brought to the size of the latent, also where the picture was cut, as the reference does.
         let latent = Latent::new(encode_picture(vae, &picture, request.vae_tile, watch)?);
-        let cut = vae.crop(&mask.unsqueeze(1).map_err(ModelError::from)?)?;
-        Ok((Latent { noise_mask: Some(cut), ..latent }, None))
+        Ok((Latent { noise_mask: Some(mask), ..latent }, None))
     }
 }
 
@@ -482,10 +484,15 @@ fn encode(
     Ok(Conditioning::new(encoded.cond, Some(encoded.pooled)))
 }
 
+/// How much tiles of so many pixels overlap: an eighth, in whole numbers of a latent.
+fn overlap(tile: usize) -> usize {
+    tile / 64 * 8
+}
+
 fn encode_picture(vae: &Vae, picture: &Tensor, tile: Option<usize>, watch: &dyn Watch) -> ModelResult<Tensor> {
     let picture = vae.crop(picture)?;
     match tile {
-        Some(tile) => vae.encode_tiled(&picture, Tiling::of_encode_node(tile, tile / 8), watch),
+        Some(tile) => vae.encode_tiled(&picture, Tiling::of_encode_node(tile, overlap(tile)), watch),
         None => vae.encode(&picture, watch),
     }
 }
@@ -499,7 +506,7 @@ fn decode(
     notes: &mut Vec<String>,
 ) -> ModelResult<Tensor> {
     if let Some(tile) = tile {
-        return vae.decode_tiled(latents, Tiling::of_decode_node(tile, tile / 8, vae.layout().scale()), watch);
+        return vae.decode_tiled(latents, Tiling::of_decode_node(tile, overlap(tile), vae.layout().scale()), watch);
     }
     match vae.decode(latents, watch) {
         Err(ModelError::OutOfMemory(_)) => {
@@ -508,4 +515,27 @@ fn decode(
         }
         decoded => decoded,
     }
+}
+
+/// The bytes that the largest call takes beside the weights.
+fn memory_bytes(model: &Model, vae: &Vae, request: &Request) -> u64 {
+    /// Prompts are one chunk each, or so.
+    const TOKENS: usize = 77;
+    let (engine, scale) = (model.backend.engine(), vae.layout().scale());
+    let (height, width) = request.start.size();
+    let (h, w) = (height / scale, width / scale);
+    // Both sides of guidance go as one batch.
+    let unet = model.unet.layout().call_bytes(engine, 2, h, w, TOKENS);
+    let picture = (h * w * scale * scale * vae.layout().in_channels * 4) as u64;
+    let (cells_h, cells_w, kept) = match request.vae_tile {
+        None => (h, w, 0),
+        // A tile of any pass has as many numbers as one of the last.
+        Some(tile) => (h.min(tile / scale), w.min(tile / scale), 2 * picture),
+    };
+    let decode = kept + vae.layout().decode_bytes(engine, 1, cells_h, cells_w);
+    let encode = match request.start {
+        Start::Noise { .. } => 0,
+        Start::Picture(_) => kept + vae.layout().encode_bytes(engine, 1, cells_h * scale, cells_w * scale),
+    };
+    unet.max(decode).max(encode)
 }

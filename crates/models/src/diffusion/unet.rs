@@ -327,9 +327,8 @@ impl ResBlock {
 
     /// From [b, inputs, h, w] to [b, outputs, h, w].
     fn forward(&self, backend: &Backend, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
-        let h = self.in_conv.forward(&self.in_norm.groups(backend, x, GROUPS, true)?, plain())?;
         let emb = self.emb_layer.forward(emb, plain())?; // [b, outputs]
-        let h = h.broadcast_add(&emb.unsqueeze(2)?.unsqueeze(3)?)?;
+        let h = self.in_conv.forward_shifted(&self.in_norm.groups(backend, x, GROUPS, true)?, &emb, plain())?;
         let h = self.out_norm.groups(backend, &h, GROUPS, true)?;
         match &self.skip_connection {
             None => Ok(self.out_conv.forward(&h, plus(x))?),

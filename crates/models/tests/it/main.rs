@@ -11,6 +11,7 @@ mod chained;
 mod contents;
 mod controlnet;
 mod diffusion;
+mod generate;
 mod goldens;
 mod guidance;
 mod lora;

@@ -19,6 +19,8 @@ pub const WORKER: u8 = 8;
 pub const CLIENT: u8 = 16;
 /// What the farm embedded in `tessera upscale` has.
 pub const EMBEDDED: u8 = 32;
+/// What a command has that renders in its own process, without a farm.
+pub const LOCAL: u8 = 64;
 
 /// One key.
 #[derive(Debug)]
@@ -148,21 +150,21 @@ pub const KEYS: &[Key] = &[
     key("listen", COORDINATOR, "address", Is("127.0.0.1:7000"), "Where gRPC is served"),
     key(
         "limits.max_pixels",
-        COORDINATOR | EMBEDDED,
+        COORDINATOR | EMBEDDED | LOCAL,
         "pixels",
         Is("1000000000"),
         "The most pixels that a picture may have, input or output",
     ),
     key(
         "limits.max_side",
-        COORDINATOR | EMBEDDED,
+        COORDINATOR | EMBEDDED | LOCAL,
         "pixels",
         Is("200000"),
         "The longest side that a picture may have, input or output",
     ),
     key(
         "limits.max_whole_picture_bytes",
-        COORDINATOR | EMBEDDED,
+        COORDINATOR | EMBEDDED | LOCAL,
         "bytes",
         Is("2GiB"),
         "The most memory that a format may take that cannot be read or written in bands, such as WebP",
@@ -186,10 +188,10 @@ pub const KEYS: &[Key] = &[
         Unset("accelerators before CPUs, then the fastest for the job, then the one with the most workers"),
         "The compute class of jobs that name none",
     ),
-    key("device", WORKER | EMBEDDED, "cpu|cuda:N|metal:N", Is("cpu"), "The device that renders"),
+    key("device", WORKER | EMBEDDED | LOCAL, "cpu|cuda:N|metal:N", Is("cpu"), "The device that renders"),
     key(
         "cpu",
-        WORKER | EMBEDDED,
+        WORKER | EMBEDDED | LOCAL,
         "portable|avx2|avx512|avx512-bf16|amx",
         Unset("the most capable that the processor has"),
         "The instructions that a CPU computes with; `tessera doctor` shows which there are",

@@ -20,6 +20,7 @@ use weights::{
     builtin::{BUILTIN, Builtin},
     checkpoint::{Checkpoint, Float},
     detect::{DetectError, SizeRequirements, detect},
+    synthetic::diffusion::{Model, Size},
 };
 
 use crate::{
@@ -241,26 +242,46 @@ fn counts(dtypes: &BTreeMap<String, usize>) -> String {
 pub fn convert(file: &Path, output: Option<PathBuf>, dtype: Option<Dtype>, force: bool) -> Outcome {
     let output = output.unwrap_or_else(|| file.with_extension("safetensors"));
     let (from, to) = (file.display(), output.display());
-    if output.exists() {
-        let is_same = output.canonicalize().ok() == file.canonicalize().ok();
-        let (error, hint) = match is_same {
-            true => (anyhow!("`{from}` would be written over itself"), "name another file with --output"),
-            false => (anyhow!("`{to}` exists"), "--force writes over it, --output names another file"),
-        };
-        if is_same || !force {
-            return Err(with_hint(error, hint).into());
-        }
+    if output.exists() && output.canonicalize().ok() == file.canonicalize().ok() {
+        let error = anyhow!("`{from}` would be written over itself");
+        return Err(with_hint(error, "name another file with --output").into());
     }
+    refuse_existing(&output, force)?;
     let (digest, _) = transfer::digest_of(file)?;
-    let float = dtype.map(|dtype| match dtype {
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::Bf16 => Float::Bf16,
-    });
-    weights::convert::convert(&open(file)?, &digest, &output, float)
+    weights::convert::convert(&open(file)?, &digest, &output, dtype.map(float))
         .with_context(|| format!("cannot write `{from}` as `{to}`"))?;
     output::line(&to.to_string());
     Ok(())
+}
+
+/// Writes a checkpoint of synthetic weights, and says where.
+pub fn synthesize(model: Model, output: Option<PathBuf>, full: bool, dtype: Dtype, force: bool) -> Outcome {
+    let output = output.unwrap_or_else(|| format!("{}.safetensors", model.id()).into());
+    refuse_existing(&output, force)?;
+    let size = if full { Size::Full } else { Size::Tiny };
+    let to = output.display();
+    model.save(size, float(dtype), &output).with_context(|| format!("cannot write `{to}`"))?;
+    output::line(&to.to_string());
+    Ok(())
+}
+
+/// Refuses to write over a file without being told to.
+pub fn refuse_existing(output: &Path, force: bool) -> anyhow::Result<()> {
+    match output.exists() && !force {
+        true => Err(with_hint(
+            anyhow!("`{}` exists", output.display()),
+            "--force writes over it, --output names another file",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn float(dtype: Dtype) -> Float {
+    match dtype {
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::Bf16 => Float::Bf16,
+    }
 }
 
 fn open(path: &Path) -> anyhow::Result<Checkpoint> {

@@ -1,0 +1,341 @@
+//! `tessera sample`: a picture of words, from a checkpoint on this machine, without a farm.
+
+use std::{
+    fs::File,
+    io::IsTerminal as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use imaging::{
+    decode::decode_rows,
+    encode::{EncodeOptions, Encoder},
+    pack::pack,
+    picture::{Color, Format, Limits, Sample as Numbers},
+    raster::{BandWriter, RasterInfo, Window},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use models::{
+    diffusion::{
+        controlnet::ControlNet,
+        generate::{ControlPicture, GenerateError, Made, Pixels, Request, Stage, Start, generate},
+        lora::LoraFile,
+        model::{self, LoadError, ModelFiles},
+        text::embedding::Folder,
+    },
+    ops::Backend,
+    processor::{self, CpuLevel, Kind, Processor},
+    watch::Watch,
+};
+use serde_json::json;
+use service::{
+    config::{Config, Device, units::show_bytes},
+    report::{Hinted as _, with_hint},
+};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::{Precision, Sample},
+    command::models::refuse_existing,
+    exit::{Failure, Outcome},
+    output, progress,
+};
+
+/// Runs the command on this machine.
+pub async fn run(args: Sample, config: Config, context: service::Context) -> Outcome {
+    let stopped = context.shutdown;
+    let json = args.json;
+    let output = args.output.display().to_string();
+    let sampled = spawn_blocking(move || sample(&args, &config, stopped)).await?;
+    let Some((made, value)) = sampled? else {
+        eprintln!("stopped; nothing was written");
+        return Err(Failure::Job);
+    };
+    for note in &made.notes {
+        eprintln!("note: {note}");
+    }
+    match json {
+        true => output::json_line(&value),
+        false => output::line(&output),
+    }
+    Ok(())
+}
+
+/// Makes the picture and writes it; none if it was stopped.
+fn sample(
+    args: &Sample,
+    config: &Config,
+    stopped: CancellationToken,
+) -> anyhow::Result<Option<(Made, serde_json::Value)>> {
+    refuse_existing(&args.output, args.force)?;
+    let limits = limits(config);
+    let format = format_of(&args.output)?;
+    let (files, request) = (files(args)?, request(args, &limits)?);
+    let backend = backend(args, config)?;
+    let started = Instant::now();
+    let mut shown = Shown::new();
+    let made = match generate(&files, &backend, &request, &Stop(stopped), &mut |stage| shown.see(stage)) {
+        Err(error) if error.is_interruption() => return Ok(None),
+        made => {
+            drop(shown);
+            made.map_err(explained)?
+        }
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    write(&made.picture, &args.output, format, &limits)
+        .with_context(|| format!("cannot write `{}`", args.output.display()))?;
+    let value = json!({
+        "output": args.output.display().to_string(),
+        "width": made.picture.width,
+        "height": made.picture.height,
+        "family": made.family,
+        "dtype": made.dtype,
+        "sampler_name": request.sampler_name,
+        "scheduler": request.scheduler,
+        "steps": request.steps,
+        "cfg": request.cfg,
+        "denoise": request.denoise,
+        "seed": request.seed,
+        "memory_bytes": made.memory_bytes,
+        "seconds": seconds,
+        "notes": made.notes,
+    });
+    Ok(Some((made, value)))
+}
+
+/// Stops between the parts of a network.
+struct Stop(CancellationToken);
+
+impl Watch for Stop {
+    fn goes_on(&self, _done: f64) -> bool {
+        !self.0.is_cancelled()
+    }
+}
+
+/// Says what to do about an error.
+fn explained(error: GenerateError) -> anyhow::Error {
+    let hint = match &error {
+        GenerateError::Lacks { part: "VAE" } => Some("name one with --vae"),
+        GenerateError::Lacks { .. } => Some("name one with --clip"),
+        GenerateError::Load(LoadError::Lora(_)) => {
+            Some("`tessera models inspect FILE` says what a LoRA was trained on")
+        }
+        GenerateError::Load(_) | GenerateError::Control { .. } | GenerateError::ControlFamily { .. } => {
+            Some("`tessera models inspect FILE` says what a file holds")
+        }
+        GenerateError::Model(models::error::ModelError::OutOfMemory(_)) => {
+            Some("ask for a smaller picture, or for --vae-tile 512")
+        }
+        GenerateError::MaskSize { .. } => Some("resize the mask to the picture first"),
+        _ => None,
+    };
+    let error = anyhow::Error::new(error);
+    match hint {
+        Some(hint) => with_hint(error, hint),
+        None => error,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let limits = &config.coordinator.limits;
+    Limits {
+        max_width: limits.max_side,
+        max_height: limits.max_side,
+        max_pixels: limits.max_pixels,
+        max_whole_picture_bytes: limits.max_whole_picture_bytes,
+    }
+}
+
+fn backend(args: &Sample, config: &Config) -> anyhow::Result<Backend> {
+    let worker = &config.worker;
+    let kind = match worker.device {
+        Device::Cpu => Kind::Cpu,
+        Device::Cuda(ordinal) => Kind::Cuda(ordinal),
+        Device::Metal(ordinal) => Kind::Metal(ordinal),
+    };
+    let level = worker.cpu.as_deref().filter(|_| kind == Kind::Cpu).map(str::parse::<CpuLevel>).transpose();
+    let processor = level.map_err(anyhow::Error::from).and_then(|level| Ok(Processor::open(kind, level)?));
+    let processor = processor
+        .with_context(|| format!("cannot open device `{}`", worker.device))
+        .hint("`tessera doctor` says what there is")?;
+    Ok(processor.backend(match args.precision {
+        Precision::Exact => processor::Precision::Exact,
+        Precision::Fast => processor::Precision::Fast,
+    }))
+}
+
+fn open(path: &Path) -> anyhow::Result<model::File> {
+    let name = path.display().to_string();
+    let checkpoint = weights::diffusers::open(path).with_context(|| format!("cannot read `{name}`"))?;
+    Ok(model::File::new(name, checkpoint))
+}
+
+fn files(args: &Sample) -> anyhow::Result<ModelFiles> {
+    let lora = |(path, strength_model, strength_clip): &(_, f64, f64)| -> anyhow::Result<_> {
+        Ok(LoraFile { file: open(path)?, strength_model: *strength_model, strength_clip: *strength_clip })
+    };
+    Ok(ModelFiles {
+        checkpoint: Some(open(&args.checkpoint)?),
+        unet: None,
+        vae: args.vae.as_deref().map(open).transpose()?,
+        clip: args.clip.iter().map(|path| open(path)).collect::<anyhow::Result<_>>()?,
+        loras: args.loras.iter().map(lora).collect::<anyhow::Result<_>>()?,
+        embeddings: args.embeddings.as_ref().map(Folder::new),
+    })
+}
+
+fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
+    if args.controlnets.len() != args.control_images.len() {
+        let (nets, pictures) = (args.controlnets.len(), args.control_images.len());
+        return Err(anyhow!("{nets} --controlnet and {pictures} --control-image: each network needs its picture"));
+    }
+    let control = |(path, image): (&std::path::PathBuf, &crate::cli::ControlImage)| -> anyhow::Result<_> {
+        Ok(ControlPicture {
+            file: open(path)?,
+            is_averaged: ControlNet::is_averaged_by_name(path),
+            picture: read(&image.picture, limits)?,
+            strength: image.strength,
+            start_percent: image.start_percent,
+            end_percent: image.end_percent,
+        })
+    };
+    let mask = |path: &std::path::PathBuf| -> anyhow::Result<_> {
+        let Pixels { height, width, values } = read(path, limits)?;
+        // White covers, in red as in every other channel.
+        Ok(Pixels { height, width, values: values.into_iter().step_by(3).collect() })
+    };
+    Ok(Request {
+        positive: args.prompt.clone(),
+        negative: args.negative.clone(),
+        stop_at_clip_layer: args.stop_at_clip_layer,
+        start: match &args.init {
+            Some(path) => Start::Picture(read(path, limits)?),
+            None => Start::Noise { height: args.height, width: args.width },
+        },
+        mask: args.mask.as_ref().map(mask).transpose()?,
+        controls: args.controlnets.iter().zip(&args.control_images).map(control).collect::<anyhow::Result<_>>()?,
+        sampler_name: args.sampler_name.clone(),
+        scheduler: args.scheduler.clone(),
+        steps: args.steps,
+        cfg: args.cfg,
+        denoise: args.denoise,
+        seed: args.seed,
+        vae_tile: args.vae_tile,
+    })
+}
+
+/// Reads a picture whole; what is transparent is left out.
+fn read(path: &Path, limits: &Limits) -> anyhow::Result<Pixels> {
+    let context = || format!("cannot read picture `{}`", path.display());
+    let info = imaging::decode::probe(path, limits).with_context(context)?;
+    let raster = RasterInfo::new(info.width, info.height, info.color, info.sample);
+    let (mut writer, mut bands) = (BandWriter::new(raster), Vec::new());
+    decode_rows(path, limits, &mut |rows| {
+        writer.push(rows.bytes, |band| {
+            bands.push(band.bytes);
+            Ok(())
+        })
+    })
+    .with_context(context)?;
+    let window = Window { x: 0, y: 0, width: info.width, height: info.height };
+    let parts: Vec<&[u8]> = bands.iter().map(Vec::as_slice).collect();
+    let cut = raster.cut(window, &parts).with_context(context)?;
+    Ok(Pixels { height: info.height as usize, width: info.width as usize, values: cut.rgb })
+}
+
+fn format_of(path: &Path) -> anyhow::Result<Format> {
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    Format::from_extension(&extension)
+        .with_context(|| format!("`{}` has no extension of a picture", path.display()))
+        .hint("name a .png, .jpg, .tiff or .webp file with --output")
+}
+
+/// Writes a picture; the file appears whole or not at all.
+fn write(picture: &Pixels, path: &Path, format: Format, limits: &Limits) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let (file, name): (File, _) = crate::transfer::unnamed(folder)?.into_parts();
+    let options = EncodeOptions::new(format, Color::Rgb, Numbers::U8);
+    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
+    let mut encoder = Encoder::new(file, width, height, options, limits)?;
+    encoder.write_rows(&pack(&picture.values, None, Color::Rgb, Numbers::U8))?;
+    encoder.finish()?;
+    name.persist(path)?;
+    Ok(())
+}
+
+/// Shows on stderr how far it is, and how long it will take.
+struct Shown {
+    bar: Option<ProgressBar>,
+    /// When the first step began.
+    began: Option<Instant>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("[{bar:30}] {msg}").expect("the template is a fixed text");
+            ProgressBar::new(1).with_style(style.progress_chars("=> "))
+        });
+        Self { bar, began: None }
+    }
+
+    fn see(&mut self, stage: Stage) {
+        let words = match stage {
+            Stage::Loading => "reading weights".to_owned(),
+            Stage::Encoding { memory_bytes } => {
+                format!("encoding; a call takes about {} beside the weights", show_bytes(memory_bytes))
+            }
+            Stage::Decoding => "decoding".to_owned(),
+            Stage::Retrying => "numbers of 16 bits were too short: all again in f32".to_owned(),
+            Stage::Sampling { done: 0, .. } => {
+                self.began = Some(Instant::now());
+                "sampling".to_owned()
+            }
+            Stage::Sampling { done, steps } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_length(steps as u64);
+                    bar.set_position(done as u64);
+                }
+                let elapsed = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+                sentence(done, steps, elapsed)
+            }
+        };
+        match &self.bar {
+            Some(bar) => bar.set_message(words),
+            None => eprintln!("{words}"),
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `step 3 of 20, 41 s left`.
+fn sentence(done: usize, steps: usize, elapsed: Duration) -> String {
+    match steps.saturating_sub(done) {
+        0 => format!("step {done} of {steps}"),
+        left => {
+            let seconds = elapsed.as_secs_f64() / done.max(1) as f64 * left as f64;
+            format!("step {done} of {steps}, {} left", progress::span(seconds.round() as u64))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_says_how_long_the_others_will_take() {
+        assert_eq!(sentence(3, 20, Duration::from_secs(6)), "step 3 of 20, 34 s left");
+        assert_eq!(sentence(20, 20, Duration::from_secs(6)), "step 20 of 20");
+        assert_eq!(sentence(21, 20, Duration::from_secs(6)), "step 21 of 20");
+    }
+}
