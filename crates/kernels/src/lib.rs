@@ -18,6 +18,7 @@ pub(crate) mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+pub mod buffer;
 pub mod chain;
 pub mod conv;
 pub mod depthwise;

@@ -11,6 +11,7 @@ use candle_nn::{Conv2dConfig, ops};
 pub use kernels::math::Function;
 use kernels::{
     attention::{Attention, Heads},
+    buffer::zeros,
     conv::Shape,
     depthwise::Depthwise,
     linear::{Conv1x1, Epilogue},
@@ -20,8 +21,8 @@ use kernels::{
 use crate::upscale::Cpu;
 pub use matrix::{Columns, WindowAttention, mean, product, product_of_rows, softmax, unit_rows};
 pub use places::{
-    NO_ROW, Rows, gather_rows, max_pool, resize_bilinear, resize_nearest, resize_nearest_exact, sample, to_map,
-    to_maps, to_rows, to_tokens, transpose,
+    NO_ROW, Rows, add_to_maps, gather_rows, max_pool, resize_bilinear, resize_nearest, resize_nearest_exact, sample,
+    to_map, to_maps, to_rows, to_tokens, transpose,
 };
 
 /// Who computes.
@@ -56,7 +57,7 @@ impl Then<'_> {
 
     /// Gives `run` what follows in the form of the kernels, and as many zeros as `shape` says to write to.
     fn run(&self, shape: &[usize], run: impl FnOnce(Epilogue<'_>, &mut [f32])) -> Result<Tensor> {
-        let mut out = vec![0.0; shape.iter().product()];
+        let mut out = zeros(shape.iter().product());
         match self.residual {
             Some(residual) if residual.dims() != shape => bail!("a residual {residual:?} for a result {shape:?}"),
             Some(residual) => with_numbers(residual, |residual| {
@@ -204,10 +205,10 @@ impl Conv2d {
             }
         };
         let (b, i, h, w) = x.dims4()?;
-        let outputs = conv.shape().outputs;
+        let kernels::conv::Shape { inputs, outputs, .. } = conv.shape();
         let (out_h, out_w) = conv.shape().output(h, w);
-        if i != conv.shape().inputs || h * w == 0 || out_h * out_w == 0 {
-            bail!("a convolution of {i} channels cannot take {:?}", x.shape());
+        if i != inputs || h * w == 0 || out_h * out_w == 0 {
+            bail!("a convolution of {inputs} channels cannot take {:?}", x.shape());
         }
         if shift.is_some_and(|shift| shift.dims() != [b, outputs]) {
             bail!("{b} pictures of {outputs} channels cannot be shifted by {shift:?}");
@@ -382,7 +383,7 @@ pub fn attention(
             (None, _) => kernels::attention::Mask::None,
         },
     };
-    let mut out = vec![0.0; b * n * c];
+    let mut out = zeros(b * n * c);
     with_numbers(q, |q| {
         with_numbers(k, |k| {
             with_numbers(v, |v| {
@@ -443,7 +444,7 @@ impl Norm {
         let norm = norm::GroupNorm { level: cpu.level, groups, weight, bias, eps, silu };
         let of_picture = (x.elem_count() / b.max(1)).max(1);
         with_numbers(x, |numbers| {
-            let mut out = vec![0.0; numbers.len()];
+            let mut out = zeros(numbers.len());
             for (x, out) in numbers.chunks_exact(of_picture).zip(out.chunks_exact_mut(of_picture)) {
                 norm.run(x, out);
             }
@@ -502,7 +503,7 @@ pub fn upsample_nearest(backend: &Backend, x: &Tensor, times: usize) -> Result<T
     match backend {
         Backend::Candle(..) => x.upsample_nearest2d(h * times, w * times),
         Backend::Kernels(_) => with_numbers(x, |x| {
-            let mut out = vec![0.0; x.len() * times * times];
+            let mut out = zeros(x.len() * times * times);
             rearrange::upsample_nearest(x, h, w, times, &mut out);
             Tensor::from_vec(out, (b, c, h * times, w * times), &Device::Cpu)
         }),

@@ -328,8 +328,8 @@ impl ResBlock {
     /// From [b, inputs, h, w] to [b, outputs, h, w].
     fn forward(&self, backend: &Backend, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
         let emb = self.emb_layer.forward(emb, plain())?; // [b, outputs]
-        let h = self.in_conv.forward_shifted(&self.in_norm.groups(backend, x, GROUPS, true)?, &emb, plain())?;
-        let h = self.out_norm.groups(backend, &h, GROUPS, true)?;
+        let mut h = self.in_conv.forward_shifted(&self.in_norm.groups(backend, x, GROUPS, true)?, &emb, plain())?;
+        h = self.out_norm.groups(backend, &h, GROUPS, true)?;
         match &self.skip_connection {
             None => Ok(self.out_conv.forward(&h, plus(x))?),
             Some(skip) => Ok(self.out_conv.forward(&h, plus(&skip.forward(x, plain())?))?),
@@ -371,14 +371,13 @@ impl Transformer {
 
     /// Keeps the shape of x, [b, c, h, w].
     fn forward(&self, backend: &Backend, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (_, _, h, w) = x.dims4()?;
         let tokens = ops::to_tokens(backend, &self.norm.groups(backend, x, GROUPS, false)?)?; // [b, h*w, c]
         let mut tokens = self.proj_in.forward(&tokens, plain())?;
         for block in &self.blocks {
             tokens = block.forward(backend, &tokens, context)?;
         }
         let tokens = self.proj_out.forward(&tokens, plain())?;
-        Ok((ops::to_maps(backend, &tokens, h, w)? + x)?)
+        Ok(ops::add_to_maps(backend, &tokens, x)?)
     }
 }
 

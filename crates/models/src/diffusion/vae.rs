@@ -238,8 +238,8 @@ impl ResBlock {
     /// From [b, inputs, h, w] to [b, outputs, h, w].
     fn forward(&self, backend: &Backend, x: &Tensor) -> Result<Tensor> {
         let [norm1, norm2] = &self.norms;
-        let h = self.convs[0].forward(&norm1.groups(backend, x, GROUPS, true)?, plain())?;
-        let h = norm2.groups(backend, &h, GROUPS, true)?;
+        let mut h = self.convs[0].forward(&norm1.groups(backend, x, GROUPS, true)?, plain())?;
+        h = norm2.groups(backend, &h, GROUPS, true)?; // nothing is held that is not needed: maps are large
         match &self.nin_shortcut {
             None => Ok(self.convs[1].forward(&h, plus(x))?),
             Some(shortcut) => Ok(self.convs[1].forward(&h, plus(&shortcut.forward(x, plain())?))?),
@@ -276,12 +276,12 @@ impl Middle {
     /// Keeps the shape of x, [b, c, h, w].
     fn forward(&self, backend: &Backend, x: &Tensor) -> Result<Tensor> {
         let x = self.block_1.forward(backend, x)?;
-        let (_, c, h, w) = x.dims4()?;
+        let c = x.dim(1)?;
         let tokens = ops::to_tokens(backend, &self.norm.groups(backend, &x, GROUPS, false)?)?; // [b, h*w, c]
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|layer| layer.forward(&tokens, plain()));
         let found = ops::attention(backend, &q?, &k?, &v?, 1, (c as f64).powf(-0.5), Mask::None)?;
         let found = self.proj_out.forward(&found, plain())?;
-        let x = (ops::to_maps(backend, &found, h, w)? + x)?;
+        let x = ops::add_to_maps(backend, &found, &x)?;
         self.block_2.forward(backend, &x)
     }
 }

@@ -104,6 +104,28 @@ pub fn to_maps(backend: &Backend, tokens: &Tensor, h: usize, w: usize) -> Result
     transpose_each(backend, tokens, (b, n, c))?.reshape((b, c, h, w))
 }
 
+/// Makes maps of tokens as [`to_maps`] does, and adds them to `maps`, [b, c, h, w].
+pub fn add_to_maps(backend: &Backend, tokens: &Tensor, maps: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = maps.dims4()?;
+    if tokens.dims() != [b, h * w, c] {
+        bail!("tokens {:?} cannot be added to maps {:?}", tokens.shape(), maps.shape());
+    }
+    match backend {
+        Backend::Candle(..) => to_maps(backend, tokens, h, w)? + maps,
+        Backend::Kernels(_) => with_numbers(tokens, |tokens| {
+            with_numbers(maps, |maps| {
+                let mut out = vec![0.0; maps.len()];
+                let size = (c * h * w).max(1);
+                for (tokens, out) in tokens.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
+                    rearrange::transpose(tokens, h * w, c, out);
+                }
+                out.iter_mut().zip(maps).for_each(|(out, map)| *out += map);
+                Tensor::from_vec(out, (b, c, h, w), &Device::Cpu)
+            })
+        }),
+    }
+}
+
 /// Transposes each of b matrices: from [b, n, m] to [b, m, n].
 fn transpose_each(backend: &Backend, x: &Tensor, (b, n, m): (usize, usize, usize)) -> Result<Tensor> {
     match backend {

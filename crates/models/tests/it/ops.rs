@@ -52,7 +52,8 @@ fn convolutions() {
                 let y = conv.forward(&x, Then::default())?;
                 let residual = tensor("residual", y.dims());
                 let then = Then { function: Some(Function::Silu), residual: Some(&residual) };
-                Tensor::cat(&[y, conv.forward(&x, then)?], 0)
+                let shifted = conv.forward_shifted(&x, &tensor("shift", &[b, outputs]), then)?;
+                Tensor::cat(&[y, conv.forward(&x, then)?, shifted], 0)
             });
         }
     }
@@ -198,6 +199,7 @@ fn functions_and_places() {
         check(&format!("{function:?}"), |backend| ops::function(backend, function, &x));
     }
     check("pixel shuffle", |backend| ops::pixel_shuffle(backend, &x, 2));
+    check("tokens and maps", |backend| ops::add_to_maps(backend, &ops::to_tokens(backend, &(&x * 2.0)?)?, &x));
     check("nearest", |backend| ops::upsample_nearest(backend, &x, 3));
 }
 
@@ -206,6 +208,9 @@ fn what_does_not_fit_is_an_error() {
     let backend = Backend::Kernels(crate::cpu());
     let weight = tensor("weight", &[4, 3, 3, 3]);
     let conv = Conv2d::new(&backend, &weight, None, 1, 1).unwrap();
+    let shift = tensor("shift", &[1, 3]);
+    assert!(conv.forward_shifted(&tensor("x", &[1, 3, 8, 8]), &shift, Then::default()).is_err());
+    assert!(ops::add_to_maps(&backend, &tensor("x", &[1, 4, 3]), &tensor("x", &[1, 3, 2, 3])).is_err());
     let error = conv.forward(&tensor("x", &[1, 4, 8, 8]), Then::default()).unwrap_err().to_string();
     assert!(error.contains("a convolution of 3 channels cannot take [1, 4, 8, 8]"), "{error}");
     assert!(Conv2d::new(&backend, &weight, Some(&vector("bias", 3)), 1, 1).is_err());
