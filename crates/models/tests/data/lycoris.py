@@ -53,7 +53,9 @@ cases = []
 for name, (method, options, rank, kinds) in METHODS.items():
     for kind in kinds:
         layer = LAYERS[kind]()
-        module = method("lora_unet_middle_block_1_proj_in", layer, 1.0, rank, 1.5, **options)
+        # This version merges LoHa with the square of alpha/rank.
+        alpha = rank if method is LohaModule else 1.5
+        module = method("lora_unet_middle_block_1_proj_in", layer, 1.0, rank, alpha, **options)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 if not key.startswith("org_module") and key != "dora_scale":
