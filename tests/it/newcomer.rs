@@ -150,6 +150,34 @@ fn a_model_is_inspected_and_converted() -> Result<()> {
 }
 
 #[test]
+fn parts_of_diffusion_models_are_told_by_their_tensors() -> Result<()> {
+    let home = Home::new()?;
+    let file = |name: &str, tensors: &[(&str, &[usize])]| {
+        let tensors: Vec<_> = tensors.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        std::fs::write(home.path(name), weights::synthetic::network(&tensors))
+    };
+    let key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
+    let (up, down) = (format!("{key}.lora_up.weight"), format!("{key}.lora_down.weight"));
+    file("lora.safetensors", &[(&up, &[1280, 8]), (&down, &[8, 768])])?;
+    file("words.safetensors", &[("emb_params", &[3, 1024])])?;
+    file("nothing.safetensors", &[("conv_first.weight", &[3, 3, 3, 3])])?;
+    let answer = |arguments: &[&str]| {
+        let output = home.run(arguments)?;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", told(&output));
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    let lora: serde_json::Value = serde_json::from_str(&answer(&["models", "inspect", "lora.safetensors", "--json"])?)?;
+    assert_eq!((&lora["kind"], &lora["facts"]["family"]), (&"lora".into(), &"sd1".into()));
+    assert_eq!((&lora["facts"]["ranks"][0], &lora["parameters"]), (&"8".into(), &(8 * (1280 + 768)).into()));
+    let text = answer(&["models", "inspect", "words.safetensors"])?;
+    assert!(text.contains("embedding") && text.contains("sd2") && text.contains("3 of 1024"), "{text}");
+    let output = home.run(&["models", "inspect", "nothing.safetensors"])?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told(&output).contains("nearest is"), "{}", told(&output));
+    Ok(())
+}
+
+#[test]
 fn models_cache_config_and_doctor_answer() -> Result<()> {
     let home = Home::new()?;
     std::fs::write(home.path("photo.png"), png(20, 10))?;

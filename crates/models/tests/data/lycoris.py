@@ -31,7 +31,8 @@ def record(tensor):
     return {"shape": list(tensor.shape), "values": [float(f"{x:.9g}") for x in tensor.detach().flatten().tolist()]}
 
 
-# Each with its options, its rank and the layers that it changes. What lengths DoRA gives to outputs differs from the reference.
+# Each with its options, its rank and the layers that it changes. What lengths DoRA gives to outputs, and what a constraint of OFT
+# is, differ from the reference.
 METHODS = {
     "lora": (LoConModule, {}, 2, ["linear", "conv"]),
     "lora_tucker": (LoConModule, {"use_tucker": True}, 2, ["conv"]),
@@ -44,7 +45,6 @@ METHODS = {
     "lokr_full": (LokrModule, {"factor": 2, "full_matrix": True}, 2, ["linear", "conv"]),
     "glora": (GLoRAModule, {}, 2, ["linear", "conv"]),
     "oft": (DiagOFTModule, {}, 2, ["linear", "conv"]),
-    "oft_constraint": (DiagOFTModule, {"constraint": 0.05}, 2, ["linear"]),
     "boft": (ButterflyOFTModule, {}, 2, ["linear", "conv"]),
     "boft_rescaled": (ButterflyOFTModule, {"rescaled": True}, 2, ["linear", "conv"]),
 }
@@ -53,7 +53,9 @@ cases = []
 for name, (method, options, rank, kinds) in METHODS.items():
     for kind in kinds:
         layer = LAYERS[kind]()
-        module = method("lora_unet_middle_block_1_proj_in", layer, 1.0, rank, 1.5, **options)
+        # This version merges LoHa and LoKr with the square of alpha/rank.
+        alpha = rank if method in (LohaModule, LokrModule) else 1.5
+        module = method("lora_unet_middle_block_1_proj_in", layer, 1.0, rank, alpha, **options)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 if not key.startswith("org_module") and key != "dora_scale":

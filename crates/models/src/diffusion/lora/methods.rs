@@ -349,7 +349,7 @@ mod tests {
             let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
             (shape, serde_json::from_value(tensor["values"].clone()).unwrap())
         };
-        assert_eq!(cases.len(), 23);
+        assert_eq!(cases.len(), 22);
         for case in cases {
             let name = case["name"].as_str().unwrap();
             let tensors: BTreeMap<String, Value> = serde_json::from_value(case["tensors"].clone()).unwrap();
@@ -450,17 +450,22 @@ mod tests {
     fn a_turn_is_shortened_twice_as_in_the_reference() {
         // Q = [[0, q], [-q, 0]] turns by the angle whose half has the tangent q.
         let (q, strength) = (0.3f64, 0.5);
-        let (cos, sin) = ((1.0 - q * q) / (1.0 + q * q), 2.0 * q / (1.0 + q * q));
         let w = numbers("w", 2 * 3);
         let blocks = vec![0.0, q as f32 / 2.0, -q as f32 / 2.0, 0.0];
-        let turned = |row: usize, column: usize| {
+        let turned = |q: f64, row: usize, column: usize| {
+            let (cos, sin) = ((1.0 - q * q) / (1.0 + q * q), 2.0 * q / (1.0 + q * q));
             let [x, y] = [0, 1].map(|row| f64::from(w[row * 3 + column]));
             if row == 0 { cos * x - sin * y } else { sin * x + cos * y }
         };
-        let want: Vec<f64> = (0..6)
-            .map(|at| f64::from(w[at]) + strength * strength * (turned(at / 3, at % 3) - f64::from(w[at])))
-            .collect();
-        check("oft", &change((&[2, 3], &w), &[("oft_blocks", vec![1, 2, 2], blocks)], strength), &want);
+        let want = |q: f64| -> Vec<f64> {
+            let change = |at: usize| turned(q, at / 3, at % 3) - f64::from(w[at]);
+            (0..6).map(|at| f64::from(w[at]) + strength * strength * change(at)).collect()
+        };
+        let blocks = [("oft_blocks", vec![1, 2, 2], blocks)];
+        check("oft", &change((&[2, 3], &w), &blocks, strength), &want(q));
+        // Q is as long as √2 q, and no longer than alpha.
+        let limited = [blocks[0].clone(), ("alpha", vec![], vec![0.2])];
+        check("limit", &change((&[2, 3], &w), &limited, strength), &want(0.2 / 2f64.sqrt()));
     }
 
     #[test]
