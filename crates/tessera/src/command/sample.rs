@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::IsTerminal as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -37,10 +37,10 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{Precision, Sample},
+    cli::{ControlImage, Precision, Sample},
     command::models::refuse_existing,
     exit::{Failure, Outcome},
-    output, progress,
+    output, progress, transfer,
 };
 
 /// Runs the command on this machine.
@@ -173,7 +173,7 @@ fn open(path: &Path) -> anyhow::Result<model::File> {
 }
 
 fn files(args: &Sample) -> anyhow::Result<ModelFiles> {
-    let lora = |(path, strength_model, strength_clip): &(_, f64, f64)| -> anyhow::Result<_> {
+    let lora = |(path, strength_model, strength_clip): &(PathBuf, f64, f64)| -> anyhow::Result<_> {
         Ok(LoraFile { file: open(path)?, strength_model: *strength_model, strength_clip: *strength_clip })
     };
     Ok(ModelFiles {
@@ -191,7 +191,7 @@ fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
         let (nets, pictures) = (args.controlnets.len(), args.control_images.len());
         return Err(anyhow!("{nets} --controlnet and {pictures} --control-image: each network needs its picture"));
     }
-    let control = |(path, image): (&std::path::PathBuf, &crate::cli::ControlImage)| -> anyhow::Result<_> {
+    let control = |(path, image): (&PathBuf, &ControlImage)| -> anyhow::Result<_> {
         Ok(ControlPicture {
             file: open(path)?,
             is_averaged: ControlNet::is_averaged_by_name(path),
@@ -201,7 +201,7 @@ fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
             end_percent: image.end_percent,
         })
     };
-    let mask = |path: &std::path::PathBuf| -> anyhow::Result<_> {
+    let mask = |path: &PathBuf| -> anyhow::Result<_> {
         let Pixels { height, width, values } = read(path, limits)?;
         // White covers, in red as in every other channel.
         Ok(Pixels { height, width, values: values.into_iter().step_by(3).collect() })
@@ -255,7 +255,7 @@ fn format_of(path: &Path) -> anyhow::Result<Format> {
 /// Writes a picture; the file appears whole or not at all.
 fn write(picture: &Pixels, path: &Path, format: Format, limits: &Limits) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let (file, name): (File, _) = crate::transfer::unnamed(folder)?.into_parts();
+    let (file, name): (File, _) = transfer::unnamed(folder)?.into_parts();
     let options = EncodeOptions::new(format, Color::Rgb, Numbers::U8);
     let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
     let mut encoder = Encoder::new(file, width, height, options, limits)?;
