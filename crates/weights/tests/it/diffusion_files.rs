@@ -21,9 +21,8 @@ fn unet(model: &str) -> (Shapes, Unet) {
     let models: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let model = &models["models"][model];
     let tensors: Shapes = serde_json::from_value(model["tensors"].clone()).unwrap();
-    let below = |(name, shape): (String, Vec<usize>)| {
-        Some((name.strip_prefix("model.diffusion_model.")?.to_owned(), shape))
-    };
+    let below =
+        |(name, shape): (String, Vec<usize>)| Some((name.strip_prefix("model.diffusion_model.")?.to_owned(), shape));
     let shapes: Shapes = tensors.into_iter().filter_map(below).collect();
     let metadata: BTreeMap<String, String> = serde_json::from_value(model["metadata"].clone()).unwrap();
     let unet = Unet::infer(&shapes, &metadata).unwrap();
