@@ -173,10 +173,10 @@ fn below<'a>(name: &'a str, block: &str) -> Option<&'a str> {
 }
 
 /// Splits `name` into the other name of the layer that it begins with and what follows. Where no layer has another name, all follows.
-fn translate<'a>(
-    name: &'a str,
+fn translate(
+    name: &str,
     mut layers: impl ExactSizeIterator<Item = (&'static str, &'static str)>,
-) -> Option<(&'static str, &'a str)> {
+) -> Option<(&'static str, &str)> {
     if layers.len() == 0 || name.is_empty() {
         return Some(("", name));
     }

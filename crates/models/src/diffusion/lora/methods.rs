@@ -73,7 +73,7 @@ pub(super) fn apply(method: Method, of: &Source<'_>, weight: &Tensor, strength: 
     let (rows, shape) = (weight.dims().first().copied().unwrap_or(1), weight.shape());
     let flat = weight.reshape((rows, ()))?; // [o, i*k*k]
     let (change, factor) = match method {
-        Method::Replacement => return Ok(of.tensor(Role::SetWeight)?),
+        Method::Replacement => return of.tensor(Role::SetWeight),
         Method::Difference => {
             let role = if of.has(Role::Diff) { Role::Diff } else { Role::NormWeight };
             return Ok((weight + (of.tensor(role)? * strength)?)?);
