@@ -461,7 +461,13 @@ impl Checkpoint {
     /// f16, bf16 and numbers of 8 bits widen exactly; f64 and large integers are rounded to the nearest f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.info(name)?;
-        Ok(info.dtype.widen_all(&self.bytes_of(info)?))
+        let mut numbers = info.dtype.widen_all(&self.bytes_of(info)?);
+        if let Some(scale) = &info.scale
+            && let Some(&scale) = scale.dtype.widen_all(&self.bytes_of(scale)?).first()
+        {
+            numbers.iter_mut().for_each(|number| *number *= scale);
+        }
+        Ok(numbers)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
