@@ -91,6 +91,11 @@ fn memory_grows_with_the_picture() {
         assert!(vae.encode_bytes(engine, 1, 2048, 2048) >= 16 * vae.encode_bytes(engine, 1, 512, 512));
         assert!(text_bytes(engine, 768, 12, 2) < small);
     }
+    // Measured: so much more at 512 x 512 pixels than at 256 x 256.
+    let grows = |bytes: fn(&Vae, usize) -> u64| (bytes(&vae, 64) - bytes(&vae, 32)) as f64 / 1e6;
+    let decode = grows(|vae, side| vae.decode_bytes(Engine::Kernels, 1, side, side));
+    let encode = grows(|vae, side| vae.encode_bytes(Engine::Kernels, 1, 8 * side, 8 * side));
+    assert!((decode - 667.0).abs() < 20.0 && (encode - 444.0).abs() < 15.0, "{decode} {encode}");
     // What a tensor library writes out that kernels do not.
     assert!(
         unet.call_bytes(Engine::Library { number_bytes: 4 }, 1, 64, 64, 77)
