@@ -87,7 +87,7 @@ fn load(call: Call, checkpoint: &Checkpoint, [b, h, w]: [usize; 3], cpu: Cpu) ->
             let y = layout.adm_in_channels.map(|channels| input("y.", &[b, channels])).transpose()?;
             Box::new(move || {
                 let inputs = Inputs { x: &x, timesteps: &vec![TIMESTEP; b], context: &context, y: y.as_ref() };
-                Ok(unet.forward(inputs, &Unwatched)?)
+                Ok(unet.forward(inputs, None, &Unwatched)?)
             })
         }
         Call::VaeEncode => {
