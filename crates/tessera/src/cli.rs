@@ -222,7 +222,7 @@ pub struct Sample {
     /// [strengths by default: 1, and that of the network]
     #[arg(long = "lora", value_name = "FILE[:MODEL[:CLIP]]", value_parser = lora)]
     pub loras: Vec<(PathBuf, f64, f64)>,
-    /// A ControlNet; may be given several times, each with its --control-image
+    /// A ControlNet; may be given several times, each with its --control-image [default: none]
     #[arg(long = "controlnet", value_name = "FILE", requires = "control_images")]
     pub controlnets: Vec<PathBuf>,
     /// What the ControlNet sees, how strongly it steers, and from and to which share of the way [by default: 1, 0 and 1]

@@ -7,6 +7,9 @@ use std::path::Path;
 use crate::checkpoint::{CheckpointError, Float, Planned, narrowed, save};
 use crate::detect::diffusion::{ControlNet, Heads, InputBlock, OutputBlock, Unet, Vae};
 
+/// Tensors by their names, with their shapes.
+pub type Listed = Vec<(String, Vec<usize>)>;
+
 /// What a checkpoint is to be of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
@@ -259,7 +262,7 @@ impl Model {
     }
 
     /// Lists the tensors of its checkpoint, and what the header says beside them: how attention is split, and whose it is.
-    pub fn tensors(self, size: Size) -> (Vec<(String, Vec<usize>)>, BTreeMap<String, String>) {
+    pub fn tensors(self, size: Size) -> (Listed, BTreeMap<String, String>) {
         let unet = self.unet(size);
         let mut metadata = BTreeMap::from([("family".to_owned(), self.id().replace('-', "_"))]);
         match unet.heads {
