@@ -140,6 +140,17 @@ fn base_steps(steps: usize, ratio: f64) -> usize {
     (steps as f64 * (1.0 - ratio)).floor().max(0.0) as usize
 }
 
+/// How far a detailer goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Extent {
+    /// Steps, from 1 on.
+    pub steps: usize,
+    /// How much of the way from noise to picture is gone, above 0 to 1.
+    pub denoise: f64,
+    /// A factor of all noise levels; 1 for every node that a job may name.
+    pub sigma_factor: f64,
+}
+
 /// The run of a detailer: base, and refiner if there is one (`ksampler_wrapper`).
 ///
 /// # Errors
@@ -147,8 +158,7 @@ fn base_steps(steps: usize, ratio: f64) -> usize {
 pub fn detail(
     task: &Task<'_>,
     levels: &Levels,
-    steps: usize,
-    denoise: f64,
+    Extent { steps, denoise, sigma_factor }: Extent,
     refiner: Option<Refiner<'_>>,
     latent: &Latent,
     preview: &mut dyn FnMut(&Step<'_>),
@@ -160,7 +170,7 @@ pub fn detail(
         start_at_step: Some(way.start_at_step),
         end_at_step: Some(way.total),
         return_with_leftover_noise: false,
-        sigma_ratio: 1.0,
+        sigma_ratio: sigma_factor,
     };
     let Some(refiner) = refiner else { return separated(task, levels, whole, latent, preview) };
     let switch = way.start_at_step + base_steps(steps, refiner.ratio);

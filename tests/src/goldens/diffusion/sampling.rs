@@ -8,7 +8,7 @@ use models::{
     diffusion::{
         conditioning::{Area, Concat, Conditioning, ConditioningMask, Control},
         controlnet::ControlNet,
-        detail::{self, Levels, Recovery, RecoveryMode, Refiner},
+        detail::{self, Extent, Levels, Recovery, RecoveryMode, Refiner},
         guidance::{DifferentialDiffusion, Prompts},
         model::Model,
         samplers::{SampleError, Sampler, Step, sampler},
@@ -317,17 +317,18 @@ fn samples(samples: &DeviceTensor) -> Answer {
     Ok(Got::default().tensor("samples", from_device(samples)?))
 }
 
+fn extent(case: &Case) -> anyhow::Result<Extent> {
+    let sigma_factor = case.param_if_any("sigma_factor")?.unwrap_or(1.0);
+    Ok(Extent { steps: case.param("steps")?, denoise: case.param("denoise")?, sigma_factor })
+}
+
 pub fn impact_ksampler_wrapper(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
     let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
-    if case.param::<f64>("sigma_factor")? != 1.0 {
-        return Err(Failure::NotBuilt("sigma_factor of KSamplerWrapper".to_owned()));
-    }
     let task = task(case, &model, &positive, &negative)?;
-    let (steps, denoise) = (case.param("steps")?, case.param("denoise")?);
     let levels = levels(case, tensors)?;
     // A masked latent with a feathered mask would bring differential diffusion; here the mask is soft.
-    samples(&detail::detail(&task, &levels, steps, denoise, None, &latent(case, tensors)?, &mut |_| ())?)
+    samples(&detail::detail(&task, &levels, extent(case)?, None, &latent(case, tensors)?, &mut |_| ())?)
 }
 
 fn impact_part(case: &Case) -> Result<detail::Part<'static>, Failure> {
@@ -353,9 +354,8 @@ pub fn impact_refiner(case: &Case, tensors: &Tensors) -> Answer {
     let two = Two::load(case)?;
     let [base, refiner] = two.tasks(case)?;
     let refiner = Refiner { task: &refiner, ratio: case.param("refiner_ratio")? };
-    let (steps, denoise) = (case.param("steps")?, case.param("denoise")?);
     let levels = levels(case, tensors)?;
-    samples(&detail::detail(&base, &levels, steps, denoise, Some(refiner), &latent(case, tensors)?, &mut |_| ())?)
+    samples(&detail::detail(&base, &levels, extent(case)?, Some(refiner), &latent(case, tensors)?, &mut |_| ())?)
 }
 
 pub fn impact_advanced_wrapper(case: &Case, tensors: &Tensors) -> Answer {
