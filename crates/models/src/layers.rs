@@ -37,9 +37,7 @@ impl<'a> Layers<'a> {
 
     /// Loads tensor `name` as f32 to the memory of the CPU.
     pub(crate) fn numbers(&self, name: &str) -> Result<Tensor> {
-        let values = values(self.checkpoint, name)?;
-        let shape = self.checkpoint.tensors()[name].shape.as_slice(); // it was just read
-        let weight = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let weight = tensor(self.checkpoint, name)?;
         match self.patches {
             Some(patches) => patches.patched(name, weight),
             None => Ok(weight),
@@ -136,7 +134,14 @@ pub(crate) fn plus(residual: &Tensor) -> Then<'_> {
     Then { function: None, residual: Some(residual) }
 }
 
-/// Reads tensor `name`, whose values must be finite.
+/// Reads tensor `name`, whose values must be finite, as f32 to the memory of the CPU.
+pub(crate) fn tensor(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
+    let values = values(checkpoint, name)?;
+    let shape = checkpoint.tensors()[name].shape.as_slice(); // it was just read
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Reads the values of tensor `name`, which must be finite.
 pub(crate) fn values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let values = checkpoint.read_f32(name)?;
     if values.iter().all(|value| value.is_finite()) {

@@ -383,6 +383,11 @@ impl Checkpoint {
         &self.tensors
     }
 
+    /// Whether the file has something of this name: a tensor, or what stands for something else.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.others.iter().any(|other| other == name)
+    }
+
     /// The names beside the tensors that stand for something else, such as a step count.
     pub fn others(&self) -> &[String] {
         &self.others

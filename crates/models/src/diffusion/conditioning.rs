@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use weights::detect::diffusion::{REFINER_SIZES, SDXL_SIZES};
 
 use super::{
     controlnet::ControlNet,
@@ -192,21 +193,23 @@ pub(super) fn told(
     cells: (usize, usize),
     side: Side,
 ) -> Result<Option<Tensor>> {
-    const FEATURES: usize = 256;
     let Some(wanted) = unet.layout().adm_in_channels else { return Ok(None) };
-    let refuse =
-        |found: Vec<usize>| ModelError::Tensor { name: "pooled", wanted: vec![0, wanted - 6 * FEATURES], found };
+    let refuse = |found: Vec<usize>| ModelError::Tensor {
+        name: "pooled",
+        wanted: vec![0, wanted.saturating_sub(SDXL_SIZES)],
+        found,
+    };
     let Some(pooled) = &conditioning.pooled else { return Err(refuse(Vec::new())) };
     let (_, c) = pooled.dims2().map_err(|_| refuse(pooled.dims().to_vec()))?;
     let Told { width, height, crop_w, crop_h, target_width, target_height, aesthetic_score } = conditioning.told;
     let (height, width) = (height.unwrap_or(8.0 * cells.0 as f64), width.unwrap_or(8.0 * cells.1 as f64));
     let (crop_h, crop_w) = (crop_h.unwrap_or(0.0), crop_w.unwrap_or(0.0));
-    let y = match wanted.checked_sub(c).map(|told| (told / FEATURES, told % FEATURES)) {
-        Some((6, 0)) => {
+    let y = match wanted.checked_sub(c) {
+        Some(SDXL_SIZES) => {
             let (target_height, target_width) = (target_height.unwrap_or(height), target_width.unwrap_or(width));
             SdxlSize { height, width, crop_h, crop_w, target_height, target_width }.behind(pooled)
         }
-        Some((5, 0)) => {
+        Some(REFINER_SIZES) => {
             let usual = if side == Side::Positive { AESTHETIC_POSITIVE } else { AESTHETIC_NEGATIVE };
             let aesthetic_score = aesthetic_score.unwrap_or(usual);
             RefinerSize { height, width, crop_h, crop_w, aesthetic_score }.behind(pooled)

@@ -5,7 +5,7 @@ use std::fmt;
 use weights::{
     checkpoint::Checkpoint,
     detect::diffusion::{self as layout, Family, Purpose, Training},
-    diffusers::{controlnet_as_ldm, is_unet},
+    diffusers::is_unet,
     lora::Lora,
 };
 
@@ -124,13 +124,12 @@ impl Contents {
     /// # Errors
     /// If it holds something that is known but incomplete: the tensor is named.
     pub fn of(file: &Checkpoint) -> Result<Option<Self>> {
-        let has = |name: &str| file.tensors().contains_key(name) || file.others().iter().any(|other| other == name);
         let any = |part: &str| file.tensors().keys().any(|name| name.contains(part));
         if any("motion_modules.") || any("temporal_attentions.") {
             return Ok(Some(motion(file)));
         }
         let begins = |start: &str| file.tensors().keys().any(|name| name.starts_with(start));
-        if has("lora_controlnet") || begins("control_model.") || begins("zero_convs.") || begins("controlnet_") {
+        if file.has("lora_controlnet") || begins("control_model.") || begins("zero_convs.") || begins("controlnet_") {
             return control_net(file).map(Some);
         }
         let lora = Lora::read(file);
@@ -209,8 +208,7 @@ fn of_lora(file: &Checkpoint, lora: &Lora) -> Contents {
 
 fn control_net(file: &Checkpoint) -> Result<Contents> {
     let contents = Contents::new(Kind::ControlNet);
-    let says = |name: &str| file.tensors().contains_key(name) || file.others().iter().any(|other| other == name);
-    if says("lora_controlnet") {
+    if file.has("lora_controlnet") {
         // Sizes that it leaves to its model are not in it.
         let columns = file.tensors().iter().find(|(name, _)| name.ends_with("attn2.to_k.down"));
         let family = columns.and_then(|(_, info)| match info.shape.get(1) {
@@ -221,11 +219,10 @@ fn control_net(file: &Checkpoint) -> Result<Contents> {
         });
         return Ok(contents.text_if("family", family.map(Family::id)).text("form", "control-LoRA"));
     }
-    let (part, is_diffusers) =
-        (file.part("control_model."), file.tensors().contains_key("controlnet_cond_embedding.conv_in.weight"));
-    let net = if part.tensors().is_empty() { controlnet_as_ldm(file.clone()) } else { part };
+    let is_diffusers = file.has("controlnet_cond_embedding.conv_in.weight");
+    let net = layout::control_net(file);
     let net = layout::ControlNet::infer(&net.shapes(), net.metadata()).map_err(ModelError::from)?;
-    let form = match (says("difference"), is_diffusers) {
+    let form = match (file.has("difference"), is_diffusers) {
         (true, _) => "difference from its model",
         (_, true) => "diffusers",
         _ => "LDM",

@@ -12,7 +12,7 @@ mod vae;
 use super::{DetectError, Shapes, mismatch::Mismatch, parts::Part};
 
 pub use controlnet::ControlNet;
-pub use family::{Family, Purpose, Training, network, vae};
+pub use family::{Family, Purpose, REFINER_SIZES, SDXL_SIZES, Training, control_net, network, vae};
 pub use unet::{Heads, InputBlock, OutputBlock, Unet};
 pub use vae::Vae;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::checkpoint::{CheckpointError, Float, Planned, narrowed, save};
-use crate::detect::diffusion::{ControlNet, Heads, InputBlock, OutputBlock, Unet, Vae};
+use crate::detect::diffusion::{ControlNet, Heads, InputBlock, OutputBlock, REFINER_SIZES, SDXL_SIZES, Unet, Vae};
 
 /// Tensors by their names, with their shapes.
 pub type Listed = Vec<(String, Vec<usize>)>;
@@ -217,9 +217,6 @@ impl Model {
 
     /// The sizes of its UNet, or of the one that its ControlNet is for.
     fn unet(self, size: Size) -> Unet {
-        /// The numbers that SDXL and its refiner are told beside the pooled text: sizes and such, each as 256 features.
-        const SDXL_SIZES: usize = 6 * 256;
-        const REFINER_SIZES: usize = 5 * 256;
         let is_full = size == Size::Full;
         let (l, g, h) = (Clip::l(size).width, Clip::g(size).width, Clip::h(size).width);
         let width = Heads::Width(if is_full { 64 } else { 16 });

@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// The numbers that SDXL is told of sizes beside the pooled text: six, as 256 features each.
-const SDXL_SIZES: usize = 6 * 256;
+pub const SDXL_SIZES: usize = 6 * 256;
 /// The numbers that the refiner of SDXL is told: five, as 256 features each.
-const REFINER_SIZES: usize = 5 * 256;
+pub const REFINER_SIZES: usize = 5 * 256;
 /// What SD 2.x unclip is told of a picture: an embedding of CLIP L or H with its noise level.
 const UNCLIP: [usize; 2] = [2 * 768, 2 * 1024];
 
@@ -162,8 +162,7 @@ impl Training {
     pub fn of(family: Family, network: &Checkpoint, file: &Checkpoint) -> Result<Self, CheckpointError> {
         /// Biases that are spread wider than this are those of a network that predicts the velocity.
         const SPREAD: f64 = 0.09;
-        let says =
-            |marker: &str| file.tensors().contains_key(marker) || file.others().iter().any(|name| name == marker);
+        let says = |marker: &str| file.has(marker);
         let number = |marker: &str| file.read_f32(marker).map(|numbers| numbers.first().copied());
         let said = |key: &str| file.metadata().get(key).map(String::as_str);
         match said(diffusers::PREDICTION) {
@@ -218,6 +217,12 @@ pub fn network(file: &Checkpoint) -> Checkpoint {
         .expect("three");
     let part = file.part(if most > FEW { prefix } else { "model." });
     diffusers::unet_as_ldm(if part.tensors().is_empty() { file.clone() } else { part })
+}
+
+/// The tensors of a file's control net by LDM's names, without the prefix `control_model.`, if it has one.
+pub fn control_net(file: &Checkpoint) -> Checkpoint {
+    let part = file.part("control_model.");
+    if part.tensors().is_empty() { diffusers::controlnet_as_ldm(file.clone()) } else { part }
 }
 
 /// The tensors of a file's autoencoder by LDM's names, without the prefix `first_stage_model.`, if it has one. A file without
