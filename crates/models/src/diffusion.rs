@@ -17,6 +17,7 @@ pub mod conditioning;
 pub mod contents;
 pub mod controlnet;
 pub mod detail;
+mod equations;
 mod file;
 pub mod generate;
 pub mod guidance;

@@ -22,9 +22,9 @@ use weights::{
 use super::file::File;
 use crate::{
     error::{ModelError, Result},
-    layers::Patch,
+    layers::{self, Patch},
 };
-use methods::{Source, tensor_of};
+use methods::Source;
 
 /// A LoRA, and how strongly it is to be applied.
 #[derive(Debug, Clone)]
@@ -249,7 +249,7 @@ impl Change<'_> {
         let read = &self.file.checkpoint;
         match &self.what {
             What::Bias(_) | What::Weight(..) if self.is_idle() => Ok(weight.clone()),
-            What::Bias(tensor) => Ok((weight + (tensor_of(read, tensor)? * self.strength)?)?),
+            What::Bias(tensor) => Ok((weight + (layers::tensor(read, tensor)? * self.strength)?)?),
             What::Weight(method, module) => methods::apply(*method, &Source { read, module }, weight, self.strength),
         }
     }

@@ -8,8 +8,9 @@ use weights::{
 };
 
 use crate::{
+    diffusion::equations::solve,
     error::{ModelError, Result},
-    layers::values,
+    layers,
 };
 
 /// The tensors of a module.
@@ -25,7 +26,7 @@ impl Source<'_> {
 
     /// Reads a tensor that the method of the module has.
     fn tensor(&self, role: Role) -> Result<Tensor> {
-        tensor_of(self.read, &self.module.tensors[&role])
+        layers::tensor(self.read, &self.module.tensors[&role])
     }
 
     /// Reads a tensor as a matrix: a row for each of its first side.
@@ -60,12 +61,6 @@ impl Source<'_> {
             false => Ok(self.matrix(a)?.matmul(&self.matrix(b)?)?),
         }
     }
-}
-
-/// Reads a tensor, whose values must be finite.
-pub(super) fn tensor_of(read: &Checkpoint, name: &str) -> Result<Tensor> {
-    let numbers = values(read, name)?;
-    Ok(Tensor::from_vec(numbers, read.tensors()[name].shape.as_slice(), &Device::Cpu)?)
 }
 
 /// Changes a weight, f32, by a method whose tensors `of` has, `strength` times as much as was trained.
@@ -185,37 +180,10 @@ fn turns(blocks: &Tensor, limit: f64) -> Result<(Vec<f64>, usize)> {
         // R (I − Q) = I + Q, which transposed is (I + Q) Rᵀ = I − Q, as Qᵀ = −Q.
         let left: Vec<f64> = q.iter().enumerate().map(|(at, q)| unit(at) + q).collect();
         let right: Vec<f64> = q.iter().enumerate().map(|(at, q)| unit(at) - q).collect();
-        let transposed = solve(left, right, n);
+        let transposed = solve(left, right, n); // I + Q is never singular
         all.extend((0..n * n).map(|at| transposed[at % n * n + at / n]));
     }
     Ok((all, n))
-}
-
-/// Solves left · x = right for x, all [n, n], by elimination with the largest pivot. I + Q is never singular.
-fn solve(mut left: Vec<f64>, mut right: Vec<f64>, n: usize) -> Vec<f64> {
-    for column in 0..n {
-        let size = |row: &usize| left[row * n + column].abs();
-        let pivot = (column..n).max_by(|a, b| size(a).total_cmp(&size(b))).unwrap_or(column);
-        for at in 0..n {
-            left.swap(column * n + at, pivot * n + at);
-            right.swap(column * n + at, pivot * n + at);
-        }
-        let inverse = 1.0 / left[column * n + column];
-        for at in 0..n {
-            left[column * n + at] *= inverse;
-            right[column * n + at] *= inverse;
-        }
-        for row in (0..n).filter(|row| *row != column) {
-            let factor = left[row * n + column];
-            if factor != 0.0 {
-                for at in 0..n {
-                    left[row * n + at] -= factor * left[column * n + at];
-                    right[row * n + at] -= factor * right[column * n + at];
-                }
-            }
-        }
-    }
-    right
 }
 
 /// The change by turns of outputs in blocks, [o, i*k*k]. As in the reference the strength shortens it here and once more where it is

@@ -50,31 +50,6 @@ pub(super) fn exp(x: f64) -> f64 {
     libm::exp(x)
 }
 
-/// Solves `a x = b` for a small square `a`, by elimination with the largest pivots.
-pub(super) fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
-    let n = b.len();
-    for column in 0..n {
-        let largest = |&i: &usize, &j: &usize| a[i][column].abs().total_cmp(&a[j][column].abs());
-        let pivot = (column..n).max_by(largest).expect("rows are left");
-        a.swap(column, pivot);
-        b.swap(column, pivot);
-        let (above, below) = a.split_at_mut(column + 1);
-        let pivot = &above[column];
-        for (row, i) in below.iter_mut().zip(column + 1..) {
-            let factor = row[column] / pivot[column];
-            for (number, of_pivot) in row[column..].iter_mut().zip(&pivot[column..]) {
-                *number -= factor * of_pivot;
-            }
-            b[i] -= factor * b[column];
-        }
-    }
-    for row in (0..n).rev() {
-        let known: f64 = (row + 1..n).map(|k| a[row][k] * b[k]).sum();
-        b[row] = (b[row] - known) / a[row][row];
-    }
-    b
-}
-
 /// The polynomial through 1 at `nodes[j]` and 0 at the others, at t (Lagrange).
 pub(super) fn lagrange(nodes: &[f64], j: usize, t: f64) -> f64 {
     let others = nodes.iter().enumerate().filter(|(k, _)| *k != j);
@@ -89,13 +64,6 @@ pub(super) fn all_finite(numbers: &[f32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_system_with_a_zero_on_its_diagonal_is_solved() {
-        let a = vec![vec![0.0, 2.0, 1.0], vec![1.0, 0.0, 0.0], vec![3.0, 1.0, -1.0]];
-        let x = solve(a, vec![7.0, 1.0, 2.0]); // x = (1, 2, 3)
-        x.iter().zip([1.0, 2.0, 3.0]).for_each(|(got, want)| assert!((got - want).abs() < 1e-12, "{x:?}"));
-    }
 
     #[test]
     fn an_ancestral_step_keeps_the_variance() {

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use super::arithmetic::{exp, expm1, lambda, mix, solve};
+use super::arithmetic::{exp, expm1, lambda, mix};
 use super::{Result, Run};
+use crate::diffusion::equations::solve;
 
 /// The most predictions that a predictor sums up, and a corrector.
 const PREDICTOR: usize = 3;
@@ -105,6 +106,6 @@ fn coefficients(lambdas: &[f64], a: f64, b: f64, tau: f64) -> Vec<f64> {
         integral
     });
     let integrals: Vec<f64> = integrals.collect();
-    let powers = (0..count).map(|p| lambdas.iter().map(|lambda| lambda.powi(p)).collect());
-    solve(powers.collect(), integrals)
+    let powers = (0..count).flat_map(|p| lambdas.iter().map(move |lambda| lambda.powi(p)));
+    solve(powers.collect(), integrals, lambdas.len())
 }

@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 
-use super::arithmetic::{expm1, mix, solve};
+use super::arithmetic::{expm1, mix};
 use super::{Result, Run};
+use crate::diffusion::equations::solve;
 use crate::diffusion::schedule::{exp, ln};
 
 /// The highest order.
@@ -115,8 +116,8 @@ impl<'a> Step<'a> {
 
     /// The factors of the first `count` levels' differences.
     fn factors(&self, count: usize) -> Vec<f64> {
-        let row = |i: i32| self.r[..count].iter().map(|r| r.powi(i)).collect();
-        solve((0..count as i32).map(row).collect(), self.conditions[..count].to_vec())
+        let powers = (0..count as i32).flat_map(|i| self.r[..count].iter().map(move |r| r.powi(i)));
+        solve(powers.collect(), self.conditions[..count].to_vec(), count)
     }
 
     /// The latent at the new level, by the history alone.
