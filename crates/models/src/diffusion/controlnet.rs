@@ -1,16 +1,15 @@
 //! The control net of Stable Diffusion 1, 2 and XL (Zhang et al. 2023): what a picture has to say to a UNet.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use weights::{
     checkpoint::Checkpoint,
-    detect::diffusion::{self as layout, network},
-    diffusers::controlnet_as_ldm,
+    detect::diffusion::{self as layout, control_net, network},
 };
 
-use super::unet::{Inputs, Trunk};
+use super::unet::{Checked, Inputs, Trunk};
 use crate::{
     error::{ModelError, Result},
-    layers::{Layers, Patch, check_shape, plain, then, values},
+    layers::{Layers, Patch, check_shape, plain, tensor, then},
     ops::{self, Backend, Conv2d, Function},
     watch::{Progress, Watch},
 };
@@ -55,19 +54,15 @@ impl ControlNet {
     /// # Errors
     /// As [`Self::load`], and if the two networks have other sizes.
     pub fn load_beside(checkpoint: &Checkpoint, base: Option<&Checkpoint>, backend: &Backend) -> Result<Self> {
-        let is_marked = |marker: &str| {
-            checkpoint.tensors().contains_key(marker) || checkpoint.others().iter().any(|it| it == marker)
-        };
         let base = |kind| base.map(network).ok_or(ModelError::NeedsBase { kind });
-        let part = checkpoint.part("control_model.");
-        let own = if part.tensors().is_empty() { controlnet_as_ldm(checkpoint.clone()) } else { part };
-        if is_marked("lora_controlnet") {
+        let own = control_net(checkpoint);
+        if checkpoint.has("lora_controlnet") {
             let base = base("control-LoRA")?;
             let rest = base.renamed(|name| (!own.tensors().contains_key(name)).then(|| name.to_owned()));
             let whole = Checkpoint::joined([own.clone(), rest])?;
             return Self::load_layers(&Layers { patches: Some(&LowRank(own)), ..Layers::new(&whole, backend) });
         }
-        if is_marked("difference") {
+        if checkpoint.has("difference") {
             let base = Difference(base("difference from another network")?);
             return Self::load_layers(&Layers { patches: Some(&base), ..Layers::new(&own, backend) });
         }
@@ -115,7 +110,6 @@ impl ControlNet {
     /// # Errors
     /// If the inputs do not fit the network or each other, `watch` says to stop, or the device fails.
     pub fn forward(&self, inputs: Inputs<'_>, hint: &Tensor, watch: &dyn Watch) -> Result<Residuals> {
-        let backend = &self.trunk.backend;
         let checked = self.trunk.check(inputs)?;
         let (b, _, h, w) = inputs.x.dims4()?;
         let channels = self.layout.hint[0];
@@ -127,14 +121,39 @@ impl ControlNet {
         }
 
         let mut progress = Progress::begin(watch, (self.trunk.blocks() + 1) as f64)?;
+        let guide = self.through_convs(hint)?;
+        progress.advance(1.0)?;
+        self.say(&checked, &guide, &mut progress)
+    }
+
+    /// Works out what a hint, [n, 3, 8 h, 8 w], means at a latent of h x w, [n, model_channels, h, w]: it is the same in every call.
+    pub(super) fn guide(&self, hint: &Tensor, watch: &dyn Watch) -> Result<Tensor> {
+        check_shape("hint", hint, &[0, self.layout.hint[0], 0, 0])?;
+        let mut progress = Progress::begin(watch, 1.0)?;
+        let guide = self.through_convs(hint)?;
+        progress.advance(1.0)?;
+        Ok(guide)
+    }
+
+    /// Says what [`Self::forward`] does, of a [`Self::guide`].
+    pub(super) fn forward_guided(&self, inputs: Inputs<'_>, guide: &Tensor, watch: &dyn Watch) -> Result<Residuals> {
+        let checked = self.trunk.check(inputs)?;
+        let mut progress = Progress::begin(watch, self.trunk.blocks() as f64)?;
+        self.say(&checked, guide, &mut progress)
+    }
+
+    fn through_convs(&self, hint: &Tensor) -> Result<Tensor> {
         let (last, convs) = self.input_hint_block.split_last().expect("a hint goes through 8 convolutions");
-        let mut guide = backend.take(hint)?;
+        let mut guide = self.trunk.backend.take(hint)?;
         for conv in convs {
             guide = conv.forward(&guide, then(Function::Silu))?;
         }
-        let guide = last.forward(&guide, plain())?.repeat((b / hints, 1, 1, 1))?; // [b, model_channels, h, w]
-        progress.advance(1.0)?;
-        let (skips, middle) = self.trunk.forward(&checked, Some(&guide), &mut progress)?;
+        Ok(last.forward(&guide, plain())?)
+    }
+
+    fn say(&self, checked: &Checked, guide: &Tensor, progress: &mut Progress<'_>) -> Result<Residuals> {
+        let guide = guide.repeat((checked.batch() / guide.dim(0)?, 1, 1, 1))?;
+        let (skips, middle) = self.trunk.forward(checked, Some(&guide), progress)?;
         let say = |(conv, x): (&Conv2d, &Tensor)| {
             let y = conv.forward(x, plain())?;
             Ok(if self.is_averaged { y.mean_keepdim((2, 3))?.broadcast_as(y.shape())?.contiguous()? } else { y })
@@ -156,7 +175,11 @@ impl Patch for LowRank {
         if !self.0.tensors().contains_key(&up) {
             return Ok(weight);
         }
-        let [up, down] = [up, down].map(|part| rows(&self.0, &part));
+        let rows = |name: &str| -> Result<Tensor> {
+            let tensor = tensor(&self.0, name)?;
+            Ok(tensor.reshape((tensor.dims().first().copied().unwrap_or(1), ()))?)
+        };
+        let [up, down] = [up, down].map(|part| rows(&part));
         let (up, down) = (up?, down?);
         let (outputs, inputs) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?.max(1));
         check_shape("up of a control-LoRA", &up, &[outputs, down.dim(0)?])?;
@@ -166,14 +189,6 @@ impl Patch for LowRank {
     }
 }
 
-/// A tensor as a matrix of as many rows, f32 on the CPU.
-fn rows(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
-    let values = values(checkpoint, name)?;
-    let rows = checkpoint.tensors()[name].shape.first().copied().unwrap_or(1); // it was just read
-    let columns = values.len() / rows.max(1);
-    Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
-}
-
 /// The network to whose weights those of a file are added.
 struct Difference(Checkpoint);
 
@@ -181,8 +196,7 @@ impl Patch for Difference {
     fn patched(&self, name: &str, weight: Tensor) -> Result<Tensor> {
         let Some(info) = self.0.tensors().get(name) else { return Ok(weight) };
         check_shape("weight of the control net's base", &weight, &info.shape)?;
-        let base = Tensor::from_vec(values(&self.0, name)?, weight.shape(), &Device::Cpu)?;
-        Ok((weight + base)?)
+        Ok((weight + tensor(&self.0, name)?)?)
     }
 }
 

@@ -3,13 +3,16 @@
 //! [`Guidance`] is the [`Denoiser`] that samplers ask. Everything that does not depend on the noise level is worked out once, when
 //! it is made.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use std::{
+    collections::hash_map::{Entry as Known, HashMap},
+    sync::Arc,
+};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, TensorId};
 
 use super::{
     conditioning::{Area, Conditioning, Control, Side, told},
-    controlnet::{Residuals, hint_for},
+    controlnet::{ControlNet, Residuals, hint_for},
     samplers::{Both, Denoiser},
     schedule::ModelSampling,
     unet::{Inputs, Unet},
@@ -146,6 +149,24 @@ impl Cells {
     }
 }
 
+/// The levels between which something counts, both included.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    highest: f32,
+    lowest: f32,
+}
+
+impl Range {
+    fn of(sampling: &ModelSampling, start_percent: f64, end_percent: f64) -> Self {
+        let level = |percent| sampling.percent_to_sigma(percent) as f32;
+        Self { highest: level(start_percent), lowest: level(end_percent) }
+    }
+
+    fn holds(self, sigma: f32) -> bool {
+        sigma <= self.highest && sigma >= self.lowest
+    }
+}
+
 /// What of a prompt goes into the network.
 #[derive(Debug, Clone)]
 struct Fed {
@@ -163,8 +184,7 @@ struct Entry {
     /// [n, h, w] of the whole latent, times its strength.
     mask: Option<Arc<(usize, Vec<f32>)>>,
     strength: f64,
-    /// The levels between which it counts, the higher first.
-    range: (f32, f32),
+    range: Range,
     controls: Vec<Control>,
     apply_to_uncond: bool,
 }
@@ -204,7 +224,6 @@ impl Entry {
                 Some(Arc::new((n, numbers)))
             }
         };
-        let level = |percent: f64| network.sampling.percent_to_sigma(percent) as f32;
         Ok(Self {
             fed: Fed {
                 context: conditioning.cond.clone(),
@@ -214,14 +233,10 @@ impl Entry {
             area,
             mask,
             strength: conditioning.strength,
-            range: (level(conditioning.start_percent), level(conditioning.end_percent)),
+            range: Range::of(network.sampling, conditioning.start_percent, conditioning.end_percent),
             controls: conditioning.controls.iter().filter(|control| control.strength != 0.0).cloned().collect(),
             apply_to_uncond: conditioning.control_apply_to_uncond,
         })
-    }
-
-    fn is_active(&self, sigma: f32) -> bool {
-        sigma <= self.range.0 && sigma >= self.range.1
     }
 
     /// How much each place counts of the part that the network sees, for each item: [b, h, w] of `cells`.
@@ -364,16 +379,63 @@ fn on_grid(latent: &Tensor, shape: Shape, scale: f64) -> Result<Vec<f32>> {
     Ok(numbers.into_iter().map(|value| value * scale as f32).collect())
 }
 
+/// A prompt with all that a call of the network takes of it.
+struct Placed {
+    fed: Fed,
+    /// The part of the latent that the network sees.
+    cells: Cells,
+    /// How much each place of it counts, [b, h, w] of `cells`.
+    weights: Vec<f32>,
+    range: Range,
+    steering: Vec<Steering>,
+}
+
+/// A control with what its picture means to its network at the size of the part.
+struct Steering {
+    control: Control,
+    guide: Tensor,
+    range: Range,
+}
+
+/// What pictures mean to networks, by both and the size of the part: prompts mostly share them.
+type Guides = HashMap<(*const ControlNet, TensorId, usize, usize), Tensor>;
+
+impl Placed {
+    /// Places an entry; `None` if its area lies outside of the latent.
+    fn new(entry: Entry, run: &Setup<'_>, guides: &mut Guides, watch: &dyn Watch) -> Result<Option<Self>> {
+        let Setup { network, shape, .. } = *run;
+        let whole = Cells { h: shape.h, w: shape.w, y: 0, x: 0 };
+        let cells = entry.area.map_or(whole, |area| area.clipped(shape));
+        if cells.h * cells.w == 0 {
+            return Ok(None);
+        }
+        let weights = entry.weights(cells, shape);
+        let steer = |control: Control| -> Result<Steering> {
+            let guide = match guides.entry((Arc::as_ptr(&control.net), control.hint.id(), cells.h, cells.w)) {
+                Known::Occupied(known) => known.get().clone(),
+                Known::Vacant(place) => {
+                    let hint = hint_for(&control.hint, cells.h, cells.w)?;
+                    let hint = if hint.dim(0)? == 1 { hint } else { fitted_batch(&hint, shape.b)? };
+                    place.insert(control.net.guide(&hint, watch)?).clone()
+                }
+            };
+            let range = Range::of(network.sampling, control.start_percent, control.end_percent);
+            Ok(Steering { control, guide, range })
+        };
+        let steering = entry.controls.into_iter().map(steer).collect::<Result<_>>()?;
+        Ok(Some(Self { fed: entry.fed, cells, weights, range: entry.range, steering }))
+    }
+}
+
 /// The denoiser of a run: a network with its prompts, guidance and masks.
 pub(super) struct Guidance<'a> {
     network: Network<'a>,
     shape: Shape,
-    entries: [Vec<Entry>; 2],
+    /// Of the positive side, and of the negative one.
+    sides: [Vec<Placed>; 2],
     cfg: f64,
     masking: Option<Masking>,
     watch: &'a dyn Watch,
-    /// The pictures of controls as networks take them, by picture and size.
-    hints: RefCell<HashMap<(candle_core::TensorId, usize, usize), Tensor>>,
 }
 
 /// The index of the negative side.
@@ -389,58 +451,50 @@ impl<'a> Guidance<'a> {
         let entries = |side, prompts: &[Conditioning]| -> Result<Vec<Entry>> {
             prompts.iter().map(|prompt| Entry::new(prompt, side, run)).collect()
         };
-        let mut entries = [entries(Side::Positive, prompts.positive)?, entries(Side::Negative, prompts.negative)?];
-        let [positive, negative] = &mut entries;
-        face_areas(positive, negative);
-        face_areas(negative, positive);
-        share_controls(positive, negative);
+        let mut positive = entries(Side::Positive, prompts.positive)?;
+        let mut negative = entries(Side::Negative, prompts.negative)?;
+        face_areas(&positive, &mut negative);
+        face_areas(&negative, &mut positive);
+        share_controls(&positive, &mut negative);
+        let mut guides = Guides::new();
+        let mut place = |entries: Vec<Entry>| -> Result<Vec<Placed>> {
+            entries.into_iter().filter_map(|entry| Placed::new(entry, run, &mut guides, watch).transpose()).collect()
+        };
+        let sides = [place(positive)?, place(negative)?];
         let Setup { network, shape, .. } = *run;
-        Ok(Self { network, shape, entries, cfg: prompts.cfg, masking, watch, hints: RefCell::default() })
+        Ok(Self { network, shape, sides, cfg: prompts.cfg, masking, watch })
     }
 
     /// The predictions of both sides; that of the negative only where it is wanted.
     fn predict(&self, x: &[f32], sigma: f32, wants_negative: bool) -> Result<[Vec<f32>; 2]> {
         let shape = self.shape;
-        let mut jobs: Vec<(usize, &Entry, Cells)> = Vec::new();
-        for (side, entries) in self.entries.iter().enumerate() {
-            if side == NEGATIVE && !wants_negative {
-                continue;
-            }
-            for entry in entries.iter().filter(|entry| entry.is_active(sigma)) {
-                let whole = Cells { h: shape.h, w: shape.w, y: 0, x: 0 };
-                let cells = entry.area.map_or(whole, |area| area.clipped(shape));
-                if cells.h * cells.w > 0 {
-                    jobs.push((side, entry, cells));
-                }
+        let mut left: Vec<(usize, &Placed)> = Vec::new();
+        for (side, prompts) in self.sides.iter().enumerate() {
+            if side != NEGATIVE || wants_negative {
+                left.extend(prompts.iter().filter(|prompt| prompt.range.holds(sigma)).map(|prompt| (side, prompt)));
             }
         }
         let count = shape.count();
         let mut sums = [vec![0.0f32; count], vec![0.0f32; count]];
         let mut counts = [vec![1e-37f32; count], vec![1e-37f32; count]];
-        while let Some(&(_, first, cells)) = jobs.first() {
-            let (group, rest): (Vec<_>, Vec<_>) =
-                jobs.into_iter().partition(|(_, entry, other)| *other == cells && go_together(first, entry));
-            jobs = rest;
-            let denoised = self.call(x, sigma, &group, cells)?;
-            for (&(side, entry, _), denoised) in
-                group.iter().zip(denoised.chunks_exact(shape.b * shape.c * cells.h * cells.w))
-            {
-                let weights = entry.weights(cells, shape);
-                let mut at = 0;
-                for item in 0..shape.b {
-                    for c in 0..shape.c {
-                        for y in 0..cells.h {
-                            let to = ((item * shape.c + c) * shape.h + cells.y + y) * shape.w + cells.x;
-                            let weights = &weights[(item * cells.h + y) * cells.w..][..cells.w];
-                            let sums = &mut sums[side][to..][..cells.w];
-                            let counts = &mut counts[side][to..][..cells.w];
-                            for (((sum, count), weight), value) in
-                                sums.iter_mut().zip(counts).zip(weights).zip(&denoised[at..])
-                            {
-                                *sum += value * weight;
-                                *count += weight;
-                            }
-                            at += cells.w;
+        while let Some(&(_, first)) = left.first() {
+            let (group, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, other)| go_together(first, other));
+            left = rest;
+            let prompts: Vec<&Placed> = group.iter().map(|(_, prompt)| *prompt).collect();
+            let cells = first.cells;
+            let denoised = self.call(x, sigma, &prompts, cells)?;
+            let size = shape.b * shape.c * cells.h * cells.w;
+            for (&(side, prompt), denoised) in group.iter().zip(denoised.chunks_exact(size)) {
+                let mut rows = denoised.chunks_exact(cells.w);
+                for plane in 0..shape.b * shape.c {
+                    for (y, row) in rows.by_ref().take(cells.h).enumerate() {
+                        let to = (plane * shape.h + cells.y + y) * shape.w + cells.x;
+                        let weights = &prompt.weights[(plane / shape.c * cells.h + y) * cells.w..][..cells.w];
+                        let sums = &mut sums[side][to..][..cells.w];
+                        let counts = &mut counts[side][to..][..cells.w];
+                        for (((sum, count), weight), value) in sums.iter_mut().zip(counts).zip(weights).zip(row) {
+                            *sum += value * weight;
+                            *count += weight;
                         }
                     }
                 }
@@ -453,7 +507,7 @@ impl<'a> Guidance<'a> {
     }
 
     /// What the network predicts of a part of the latent for each prompt of a group, one behind the other.
-    fn call(&self, x: &[f32], sigma: f32, group: &[(usize, &Entry, Cells)], cells: Cells) -> Result<Vec<f32>> {
+    fn call(&self, x: &[f32], sigma: f32, group: &[&Placed], cells: Cells) -> Result<Vec<f32>> {
         let Shape { b, c, h, w } = self.shape;
         let sampling = self.network.sampling;
         let scale = sampling.input_scale(sigma);
@@ -468,11 +522,12 @@ impl<'a> Guidance<'a> {
         let latents = Tensor::cat(&vec![&scaled; group.len()], 0)?;
 
         let batches = |of: &dyn Fn(&Fed) -> Result<Option<Tensor>>| -> Result<Option<Tensor>> {
-            let all = group.iter().map(|(_, entry, _)| of(&entry.fed)).collect::<Result<Option<Vec<_>>>>()?;
+            let all = group.iter().map(|prompt| of(&prompt.fed)).collect::<Result<Option<Vec<_>>>>()?;
             Ok(all.map(|all| Tensor::cat(&all, 0)).transpose()?)
         };
-        let tokens =
-            group.iter().try_fold(1, |lcm, (_, entry, _)| entry.fed.context.dim(1).map(|n| least_multiple(lcm, n)))?;
+        let tokens = group
+            .iter()
+            .try_fold(1, |multiple, prompt| prompt.fed.context.dim(1).map(|n| least_multiple(multiple, n)))?;
         let context = batches(&|fed| {
             let context = fitted_batch(&fed.context, b)?;
             let times = tokens / context.dim(1)?;
@@ -489,7 +544,7 @@ impl<'a> Guidance<'a> {
         let timesteps = vec![sampling.timestep(sigma); b * group.len()];
 
         let inputs = Inputs { x: &latents, timesteps: &timesteps, context: &context, y: y.as_ref() };
-        let residuals = self.residuals(&group[0].1.controls, sigma, inputs)?;
+        let residuals = self.residuals(&group[0].steering, sigma, inputs)?;
         let x = concat.map(|concat| Tensor::cat(&[&latents, &concat], 1)).transpose()?;
         let inputs = Inputs { x: x.as_ref().unwrap_or(&latents), ..inputs };
         let out: Vec<f32> =
@@ -500,21 +555,10 @@ impl<'a> Guidance<'a> {
     }
 
     /// What the controls that are active at a level add to the network, in all.
-    fn residuals(&self, controls: &[Control], sigma: f32, inputs: Inputs<'_>) -> Result<Option<Residuals>> {
-        let level = |percent: f64| self.network.sampling.percent_to_sigma(percent) as f32;
+    fn residuals(&self, steering: &[Steering], sigma: f32, inputs: Inputs<'_>) -> Result<Option<Residuals>> {
         let mut sum: Option<Residuals> = None;
-        for control in controls {
-            if sigma > level(control.start_percent) || sigma < level(control.end_percent) {
-                continue;
-            }
-            let (batch, _, h, w) = inputs.x.dims4()?;
-            let mut hints = self.hints.borrow_mut();
-            let hint = match hints.entry((control.hint.id(), h, w)) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(place) => place.insert(hint_for(&control.hint, h, w)?),
-            };
-            let hint = fitted_batch(hint, batch)?;
-            let found = control.net.forward(inputs, &hint, self.watch)?.scaled(control.strength)?;
+        for Steering { control, guide, .. } in steering.iter().filter(|steering| steering.range.holds(sigma)) {
+            let found = control.net.forward_guided(inputs, guide, self.watch)?.scaled(control.strength)?;
             sum = Some(match sum {
                 None => found,
                 Some(sum) => sum.plus(&found)?,
@@ -561,24 +605,26 @@ impl Denoiser for Guidance<'_> {
     }
 }
 
-/// Whether two prompts of the same area may share a call: what they feed has the same parts, and the same controls steer them.
-fn go_together(a: &Entry, b: &Entry) -> bool {
+/// Whether two prompts may share a call: they see the same part, what they feed has the same parts, and the same controls steer them.
+fn go_together(a: &Placed, b: &Placed) -> bool {
     /// Repeating tokens to a common multiple costs more than a call of its own beyond this.
     const MOST_REPEATS: usize = 4;
-    let tokens = |entry: &Entry| entry.fed.context.dims().get(1).copied().unwrap_or(1).max(1);
+    let tokens = |prompt: &Placed| prompt.fed.context.dims().get(1).copied().unwrap_or(1).max(1);
     let (first, second) = (tokens(a), tokens(b));
-    let same = |(a, b): (&Control, &Control)| {
+    let (shorter, longer) = (first.min(second), first.max(second));
+    let same = |(Steering { control: a, .. }, Steering { control: b, .. }): (&Steering, &Steering)| {
         Arc::ptr_eq(&a.net, &b.net)
             && a.hint.id() == b.hint.id()
             && (a.strength, a.start_percent, a.end_percent) == (b.strength, b.start_percent, b.end_percent)
     };
-    // Of three lengths the multiple of all may still be long; only equal ones and one's multiple of the other are safe.
-    let fits = first == second
-        || (first.max(second) % first.min(second) == 0 && first.max(second) / first.min(second) <= MOST_REPEATS);
-    fits && a.fed.y.is_some() == b.fed.y.is_some()
+    a.cells == b.cells
+        // Of three lengths the multiple of all may still be long: only one that is a multiple of the other is safe.
+        && longer % shorter == 0
+        && longer / shorter <= MOST_REPEATS
+        && a.fed.y.is_some() == b.fed.y.is_some()
         && a.fed.concat.is_some() == b.fed.concat.is_some()
-        && a.controls.len() == b.controls.len()
-        && a.controls.iter().zip(&b.controls).all(same)
+        && a.steering.len() == b.steering.len()
+        && a.steering.iter().zip(&b.steering).all(same)
 }
 
 fn least_multiple(a: usize, b: usize) -> usize {

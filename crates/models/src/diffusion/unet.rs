@@ -62,6 +62,13 @@ pub(super) struct Checked {
     emb: Tensor,
 }
 
+impl Checked {
+    /// How many latents there are.
+    pub(super) fn batch(&self) -> usize {
+        self.x.dims()[0]
+    }
+}
+
 #[derive(Debug)]
 enum Down {
     Res(Box<(ResBlock, Option<Transformer>)>),
