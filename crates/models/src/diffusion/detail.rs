@@ -13,18 +13,12 @@ use super::{
 };
 
 /// Where the noise levels of a detailer come from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Levels {
     /// A scheduler.
     Scheduler(&'static Scheduler),
     /// A scheduler function that always gives these (`scheduler_func`): highest first, not shortened for any sampler.
     Given(Vec<f32>),
-}
-
-impl PartialEq for Scheduler {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
 }
 
 impl Levels {

@@ -49,6 +49,11 @@ fn conditioning(case: &Case, tensors: &Tensors, name: &str) -> Result<Conditioni
     Ok(Conditioning::new(input(case, tensors, name)?, pooled))
 }
 
+/// The prompts of both sides of a case.
+fn sides(case: &Case, tensors: &Tensors) -> Result<[[Conditioning; 1]; 2], Failure> {
+    Ok([[conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]])
+}
+
 fn latent(case: &Case, tensors: &Tensors) -> Result<Latent, Failure> {
     Ok(Latent {
         samples: input(case, tensors, "latent")?,
@@ -91,10 +96,9 @@ fn ksampler_of(case: &Case, denoise: f64) -> Result<KSampler, Failure> {
 }
 
 /// Keeps what previews see.
-fn keep<'a>(got: &'a mut Vec<(String, Vec<f32>)>, shape: &'a [usize]) -> impl FnMut(&Step<'_>) + 'a {
+fn keep(got: &mut Vec<(String, Vec<f32>)>) -> impl FnMut(&Step<'_>) {
     let mut index = 0;
     move |step| {
-        debug_assert_eq!(step.x.len(), shape.iter().product::<usize>());
         got.push((format!("x.{index}"), step.x.to_vec()));
         got.push((format!("denoised.{index}"), step.denoised.to_vec()));
         index += 1;
@@ -118,28 +122,27 @@ fn sampled(case: &Case, tensors: &Tensors, task: &Task<'_>, latent: &Latent) -> 
     };
     let noise = if case.param_if_any("disable_noise")?.unwrap_or(false) { Noise::None } else { Noise::Seed };
     let sigmas = if is_partial { part.of(sigmas) } else { Some(sigmas) };
-    let shape = latent.samples.dims().to_vec();
     let mut seen = Vec::new();
     let samples = match sigmas {
-        Some(sigmas) => sampling::run(task, &sigmas, None, noise, latent, &mut keep(&mut seen, &shape))?.samples,
+        Some(sigmas) => sampling::run(task, &sigmas, None, noise, latent, &mut keep(&mut seen))?.samples,
         None => latent.samples.clone(),
     };
     let mut got = Got::default().tensor("samples", from_device(&samples)?);
     for (name, numbers) in seen {
-        got = got.tensor(name, Tensor::floats(&shape, numbers));
+        got = got.tensor(name, Tensor::floats(latent.samples.dims(), numbers));
     }
     Ok(got)
 }
 
 pub fn ksampler(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
-    let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
+    let [positive, negative] = sides(case, tensors)?;
     sampled(case, tensors, &task(case, &model, &positive, &negative)?, &latent(case, tensors)?)
 }
 
 pub fn ksampler_differential(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
-    let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
+    let [positive, negative] = sides(case, tensors)?;
     let strength = case.param("differential_strength")?;
     let differential = Some(DifferentialDiffusion { strength, ..DifferentialDiffusion::default() });
     let task = Task { differential, ..task(case, &model, &positive, &negative)? };
@@ -324,7 +327,7 @@ fn extent(case: &Case) -> anyhow::Result<Extent> {
 
 pub fn impact_ksampler_wrapper(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
-    let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
+    let [positive, negative] = sides(case, tensors)?;
     let task = task(case, &model, &positive, &negative)?;
     let levels = levels(case, tensors)?;
     // A masked latent with a feathered mask would bring differential diffusion; here the mask is soft.
@@ -344,7 +347,7 @@ fn impact_part(case: &Case) -> Result<detail::Part<'static>, Failure> {
 
 pub fn impact_separated_sample(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
-    let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
+    let [positive, negative] = sides(case, tensors)?;
     let task = task(case, &model, &positive, &negative)?;
     let latent = latent(case, tensors)?;
     samples(&detail::separated(&task, &levels(case, tensors)?, impact_part(case)?, &latent, &mut |_| ())?)
@@ -360,7 +363,7 @@ pub fn impact_refiner(case: &Case, tensors: &Tensors) -> Answer {
 
 pub fn impact_advanced_wrapper(case: &Case, tensors: &Tensors) -> Answer {
     let model = model(case)?;
-    let (positive, negative) = ([conditioning(case, tensors, "positive")?], [conditioning(case, tensors, "negative")?]);
+    let [positive, negative] = sides(case, tensors)?;
     let task = task(case, &model, &positive, &negative)?;
     let recovery = Recovery {
         mode: match case.param::<String>("recovery_mode")?.as_str() {
