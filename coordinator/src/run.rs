@@ -45,6 +45,12 @@ const DECODING: usize = 2;
 /// How long calls under way may take when the process is told to stop.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How large pictures may be that are decoded.
+pub fn picture_limits(limits: &config::Limits) -> Limits {
+    let config::Limits { max_side, max_pixels, max_whole_picture_bytes } = *limits;
+    Limits { max_width: max_side, max_height: max_side, max_pixels, max_whole_picture_bytes }
+}
+
 /// Runs a coordinator on `listener` until it is told to stop, or the store or the broker refuses for good.
 pub async fn run(
     config: &config::Coordinator,
@@ -57,12 +63,7 @@ pub async fn run(
     let names = Names::new(&config.farm)?;
     let default_class = config.default_class.as_deref().map(str::parse::<ComputeClass>).transpose();
     let default_class = default_class.context("configuration key `default_class` is wrong")?;
-    let limits = Limits {
-        max_width: config.limits.max_side,
-        max_height: config.limits.max_side,
-        max_pixels: config.limits.max_pixels,
-        max_whole_picture_bytes: config.limits.max_whole_picture_bytes,
-    };
+    let limits = picture_limits(&config.limits);
     std::fs::create_dir_all(&config.scratch)
         .with_context(|| format!("cannot make the scratch folder {}", config.scratch.display()))?;
 

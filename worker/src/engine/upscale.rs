@@ -33,13 +33,12 @@ impl UpscaleEngine {
     /// # Errors
     /// If the device is not there, this program was built without support for it, or there is no such level here.
     pub fn open(device: config::Device, cpu: Option<&str>, model_memory_bytes: u64) -> anyhow::Result<Self> {
-        let (kind, kind_name) = match device {
-            config::Device::Cpu => (Kind::Cpu, "cpu"),
-            config::Device::Cuda(ordinal) => (Kind::Cuda(ordinal), "cuda"),
-            config::Device::Metal(ordinal) => (Kind::Metal(ordinal), "metal"),
+        let processor = open_processor(device, cpu)?;
+        let kind_name = match device {
+            config::Device::Cpu => "cpu",
+            config::Device::Cuda(_) => "cuda",
+            config::Device::Metal(_) => "metal",
         };
-        let cpu = if kind == Kind::Cpu { cpu.map(cpu_level).transpose()? } else { None };
-        let processor = Processor::open(kind, cpu).with_context(|| format!("cannot open device `{device}`"))?;
         let class = |mode: &Mode| ComputeClass::new(kind_name, &mode.level.replace('.', "-"), mode.dtype);
         let classes = processor.modes().iter().map(class).collect::<Result<_, _>>()?;
         let name = match processor.cpu_level() {
@@ -122,6 +121,20 @@ impl UpscaleEngine {
         }
         Ok(samples)
     }
+}
+
+/// Opens `device`. A CPU computes at the level that `cpu` names, or at the most capable that it has.
+///
+/// # Errors
+/// If the device is not there, this program was built without support for it, or there is no such level here.
+pub fn open_processor(device: config::Device, cpu: Option<&str>) -> anyhow::Result<Processor> {
+    let kind = match device {
+        config::Device::Cpu => Kind::Cpu,
+        config::Device::Cuda(ordinal) => Kind::Cuda(ordinal),
+        config::Device::Metal(ordinal) => Kind::Metal(ordinal),
+    };
+    let cpu = if kind == Kind::Cpu { cpu.map(cpu_level).transpose()? } else { None };
+    Processor::open(kind, cpu).with_context(|| format!("cannot open device `{device}`"))
 }
 
 /// Reads the name of a level that this processor has.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use coordinator::run::picture_limits;
 use imaging::{
     decode::decode_rows,
     encode::{EncodeOptions, Encoder},
@@ -25,16 +26,17 @@ use models::{
         text::embedding::Folder,
     },
     ops::Backend,
-    processor::{self, CpuLevel, Kind, Processor},
+    processor,
     watch::Watch,
 };
 use serde_json::json;
 use service::{
-    config::{Config, Device, units::show_bytes},
+    config::{Config, units::show_bytes},
     report::{Hinted as _, with_hint},
 };
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use worker::engine::upscale::open_processor;
 
 use crate::{
     cli::{ControlImage, Precision, Sample},
@@ -70,7 +72,7 @@ fn sample(
     stopped: CancellationToken,
 ) -> anyhow::Result<Option<(Made, serde_json::Value)>> {
     refuse_existing(&args.output, args.force)?;
-    let limits = limits(config);
+    let limits = picture_limits(&config.coordinator.limits);
     let format = format_of(&args.output)?;
     let (files, request) = (files(args)?, request(args, &limits)?);
     let backend = backend(args, config)?;
@@ -138,27 +140,8 @@ fn explained(error: GenerateError) -> anyhow::Error {
     }
 }
 
-fn limits(config: &Config) -> Limits {
-    let limits = &config.coordinator.limits;
-    Limits {
-        max_width: limits.max_side,
-        max_height: limits.max_side,
-        max_pixels: limits.max_pixels,
-        max_whole_picture_bytes: limits.max_whole_picture_bytes,
-    }
-}
-
 fn backend(args: &Sample, config: &Config) -> anyhow::Result<Backend> {
-    let worker = &config.worker;
-    let kind = match worker.device {
-        Device::Cpu => Kind::Cpu,
-        Device::Cuda(ordinal) => Kind::Cuda(ordinal),
-        Device::Metal(ordinal) => Kind::Metal(ordinal),
-    };
-    let level = worker.cpu.as_deref().filter(|_| kind == Kind::Cpu).map(str::parse::<CpuLevel>).transpose();
-    let processor = level.map_err(anyhow::Error::from).and_then(|level| Ok(Processor::open(kind, level)?));
-    let processor = processor
-        .with_context(|| format!("cannot open device `{}`", worker.device))
+    let processor = open_processor(config.worker.device, config.worker.cpu.as_deref())
         .hint("`tessera doctor` says what there is")?;
     Ok(processor.backend(match args.precision {
         Precision::Exact => processor::Precision::Exact,
