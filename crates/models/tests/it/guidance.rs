@@ -1,12 +1,13 @@
 //! What a run promises of prompts, masks and parts of schedules, whatever the numbers of its network.
 
 use std::sync::{
-    LazyLock,
+    Arc, LazyLock,
     atomic::{AtomicUsize, Ordering},
 };
 
 use candle_core::{Device, Tensor};
-use models::diffusion::conditioning::{Area, Conditioning, ConditioningMask};
+use models::diffusion::conditioning::{Area, Conditioning, ConditioningMask, Control};
+use models::diffusion::controlnet::ControlNet;
 use models::diffusion::detail::{self, Levels, Part, Recovery, RecoveryMode, Way};
 use models::diffusion::guidance::{DifferentialDiffusion, Network, Prompts};
 use models::diffusion::samplers::{SampleError, Step, sampler};
@@ -121,6 +122,24 @@ fn a_mask_of_a_prompt_weighs_it_against_the_others() {
     let alone = flat(&run(&task(&[prompt("q")], &[prompt("n")], 1.0), &latent()).unwrap().samples);
     assert_eq!(with(0.0), alone);
     assert_ne!(with(1.0), alone);
+}
+
+#[test]
+fn a_control_has_a_picture_for_each_latent_whichever_prompts_share_a_call() {
+    let net = crate::diffusion::checkpoint("control_sd1", "control_model.", |_| false);
+    let net = Arc::new(ControlNet::load(&net, &crate::diffusion::backends()[0]).unwrap());
+    let samples = |hint: Tensor| {
+        let control = Control { net: net.clone(), hint, strength: 1.0, start_percent: 0.0, end_percent: 1.0 };
+        let [positive, negative] =
+            ["p", "n"].map(|name| [Conditioning { controls: vec![control.clone()], ..prompt(name) }]);
+        flat(&run(&task(&positive, &negative, 4.0), &latent()).unwrap().samples)
+    };
+    let hints = numbers("hint", &[3, 80, 96, 3]);
+    let first = samples(hints.narrow(0, 0, 1).unwrap());
+    let two = samples(hints.narrow(0, 0, 2).unwrap());
+    let half = two.len() / 2;
+    assert!(two[..half] == first[..half] && two[half..] != first[half..]);
+    assert_eq!(samples(hints), two, "of more pictures than latents the first are taken");
 }
 
 #[test]
