@@ -3,7 +3,8 @@
 use std::{env, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["artifacts", "farm", "jobs", "models", "workers"].map(|name| format!("tessera/v1/{name}.proto"));
+    let files = ["artifacts", "farm", "jobs", "models", "nodes", "options", "pipe", "segs", "workers"]
+        .map(|name| format!("tessera/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -12,7 +12,7 @@ use std::{io, ops::Range, path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use domain::{
     digest::Digest,
-    job::{Artifact, Job, JobKind, JobOutput},
+    job::{Artifact, Job, JobOutput, OutputFormat},
     layout,
     picture::{Color, Format, Sample},
     plan::{Plan, Task},
@@ -174,11 +174,10 @@ impl Assembler {
         };
         let (digest, size_bytes) = store::put_digested(&*self.store, "artifacts", file.path()).await?;
         let digest: Digest = digest.parse().map_err(|_| AssembleError::Internal("a digest is not well formed"))?;
-        let JobKind::Upscale(upscale) = &job.kind;
         let output = JobOutput {
-            name: upscale.pictures[planned.picture].name.clone(),
+            name: job.kind.picture_name(planned.picture).to_owned(),
             artifact: Artifact { key: layout::artifact(digest), digest, size_bytes },
-            format,
+            format: OutputFormat::Picture(format),
             size: order.result(Size::new(size.width * scale, size.height * scale)),
         };
         put_json(&*self.store, &plan.key_of(task).path(), &output).await?;

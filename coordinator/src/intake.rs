@@ -308,9 +308,8 @@ impl Intake {
 
     /// Decodes the pictures of a job anew whose bands have vanished, as far as their files are still there.
     pub async fn restore(&self, job: &Job) -> Result<(), Refusal> {
-        let JobKind::Upscale(upscale) = &job.kind;
-        for (index, picture) in upscale.pictures.iter().enumerate() {
-            let field = format!("upscale.pictures[{index}]");
+        for (index, picture) in job.kind.pictures().iter().enumerate() {
+            let field = format!("pictures[{index}]");
             let restored = self.picture(&field, picture.name.clone(), Source::Digest(picture.digest)).await;
             if let Err(error @ (Refusal::NotFound { .. } | Refusal::Field(_))) = restored {
                 // The results may all be there, or the task that needs the picture says that it is gone.
@@ -439,8 +438,7 @@ impl Intake {
                     }
                     Place::Coordinator => {
                         if let Some(output) = self.finished(&plan.key_of(task)).await? {
-                            let JobKind::Upscale(upscale) = &job.kind;
-                            let name = upscale.pictures[context.picture].name.clone();
+                            let name = job.kind.picture_name(context.picture).to_owned();
                             found.push(task_index);
                             outputs.push((task_index, JobOutput { name, ..output }));
                         }

@@ -405,8 +405,7 @@ impl Entry {
         };
         let (work, task) = task;
         let context = work.plan.context_of(task);
-        let JobKind::Upscale(upscale) = &self.job.kind;
-        let picture = upscale.pictures.get(context.picture).map_or("?", |picture| picture.name.as_str());
+        let picture = self.job.kind.picture_name(context.picture);
         format!("{} {} of {picture}", context.context.operation(), task.part.region())
     }
 }
@@ -775,7 +774,7 @@ impl Ledger {
     fn replan(&mut self, id: &JobId, tiling: Tiling, now: Timestamp, effects: &mut Vec<Effect>) {
         self.recall(id, effects);
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        let JobKind::Upscale(upscale) = &mut entry.job.kind;
+        let JobKind::Upscale(upscale) = &mut entry.job.kind else { return }; // `smaller_tiles` has none for others
         let old_side = std::mem::replace(&mut upscale.tiling, tiling).side;
         let warning = format!(
             "a device ran out of memory: tiles of {old_side} pixels became tiles of {} pixels, which can change pixels",
@@ -932,7 +931,7 @@ impl Ledger {
 
 /// The tiling with which to try again when a device ran out of memory: half the side, down to [`MIN_TILE_SIDE`].
 fn smaller_tiles(job: &Job) -> Option<Tiling> {
-    let JobKind::Upscale(upscale) = &job.kind;
+    let JobKind::Upscale(upscale) = &job.kind else { return None };
     let Tiling { side, overlap } = upscale.tiling;
     let half = (side / 2).max(MIN_TILE_SIDE);
     (half < side && overlap < half).then_some(Tiling { side: half, overlap })
@@ -1030,7 +1029,7 @@ impl Entry {
             job: self.job.id.clone(),
             task: index.into(),
             context: plan.context_of(task).context.clone(),
-            region: task.part.region(),
+            part: task.part.clone(),
         })
     }
 

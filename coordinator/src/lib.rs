@@ -13,6 +13,7 @@ pub mod auto_tile;
 pub mod catalog;
 pub mod desk;
 pub mod dispatch;
+mod forecast;
 pub mod inbox;
 pub mod intake;
 pub mod ledger;

@@ -3,9 +3,13 @@
 use domain::{
     digest::Digest,
     job::{
-        Artifact, Job, JobKind, JobOutput, JobState, Output, Precision, Priority, Reproducibility, Timestamp, Upscale,
+        Artifact, Job, JobKind, JobOutput, JobState, Output, Picture, Precision, Priority, Reproducibility, Timestamp,
+        Upscale,
     },
+    nodes::{LatentSource, Rendering},
     picture::{Format, Sample},
+    pipe::BasicPipe,
+    region::Size,
     resize::{Factor, MAX_SIDE, Resize, ResizeMethod, Target},
     task::ComputeClass,
     tiles::Tiling,
@@ -329,6 +333,22 @@ pub fn millis_to_wire(millis: u64) -> prost_types::Duration {
 pub fn job_to_wire(job: &Job) -> v1::Job {
     let kind = match &job.kind {
         JobKind::Upscale(upscale) => v1::job::Kind::Upscale(upscale_to_wire(upscale)),
+        JobKind::SegsDetail(job) => {
+            let facts = (&job.basic_pipe, &job.rendering, job.segs.len());
+            v1::job::Kind::SegsDetail(redraw_to_wire(Some(&job.picture), facts, job.picture.size))
+        }
+        JobKind::SegsUpscale(job) => {
+            let facts = (&job.basic_pipe, &job.rendering, job.segs.len());
+            v1::job::Kind::SegsUpscale(redraw_to_wire(
+                Some(&job.picture),
+                facts,
+                job.size().unwrap_or(job.picture.size),
+            ))
+        }
+        JobKind::LatentUpscale(job) => {
+            let facts = (job.samplers.basic_pipe(), &job.rendering, 0);
+            v1::job::Kind::LatentUpscale(redraw_to_wire(job_picture(&job.source), facts, job.result()))
+        }
     };
     v1::Job {
         id: job.id.to_string(),
@@ -344,26 +364,60 @@ pub fn job_to_wire(job: &Job) -> v1::Job {
     }
 }
 
-fn upscale_to_wire(upscale: &Upscale) -> v1::ResolvedUpscale {
-    let picture = |picture: &domain::job::Picture| v1::ResolvedPicture {
+fn picture_to_wire(picture: &Picture) -> v1::ResolvedPicture {
+    v1::ResolvedPicture {
         name: picture.name.clone(),
         digest: picture.digest.to_string(),
         width: picture.size.width,
         height: picture.size.height,
-    };
-    let reproducibility = match upscale.reproducibility {
+    }
+}
+
+fn reproducibility_to_wire(reproducibility: Reproducibility) -> v1::Reproducibility {
+    match reproducibility {
         Reproducibility::SameClass => v1::Reproducibility::SameClass,
         Reproducibility::Mixed => v1::Reproducibility::Mixed,
-    };
+    }
+}
+
+fn job_picture(source: &LatentSource) -> Option<&Picture> {
+    match source {
+        LatentSource::Picture(picture) => Some(picture),
+        LatentSource::Latent(_) => None,
+    }
+}
+
+/// What a job that redraws pictures was resolved to: `facts` are its pipe, how it is rendered and how many segments it has.
+fn redraw_to_wire(
+    picture: Option<&Picture>,
+    (pipe, rendering, segs): (&BasicPipe, &Rendering, usize),
+    size: Size,
+) -> v1::ResolvedRedraw {
+    let checkpoint = &pipe.checkpoint;
+    v1::ResolvedRedraw {
+        picture: picture.map(picture_to_wire),
+        checkpoint: checkpoint.weights.name.clone(),
+        checkpoint_digest: checkpoint.weights.digest.to_string(),
+        family: checkpoint.family.name().to_owned(),
+        segs: u32::try_from(segs).unwrap_or(u32::MAX),
+        precision: precision_to_wire(rendering.precision).into(),
+        reproducibility: reproducibility_to_wire(rendering.reproducibility).into(),
+        compute_class: rendering.class.to_string(),
+        width: size.width,
+        height: size.height,
+    }
+}
+
+fn upscale_to_wire(upscale: &Upscale) -> v1::ResolvedUpscale {
     v1::ResolvedUpscale {
-        pictures: upscale.pictures.iter().map(picture).collect(),
+        pictures: upscale.pictures.iter().map(picture_to_wire).collect(),
         upscale_model: upscale.upscale_model.name.clone(),
         model_digest: upscale.upscale_model.digest.to_string(),
         scale: upscale.upscale_model.scale,
         tile_side: upscale.tiling.side,
         tile_overlap: upscale.tiling.overlap,
         precision: precision_to_wire(upscale.precision).into(),
-        reproducibility: reproducibility.into(),
+        reproducibility: reproducibility_to_wire(upscale.reproducibility).into(),
         compute_class: upscale.class.to_string(),
         resize: upscale.resize.map(resize_to_wire),
     }
@@ -374,7 +428,7 @@ pub fn artifact_to_wire(artifact: &Artifact) -> v1::Artifact {
     v1::Artifact { key: artifact.key.clone(), digest: artifact.digest.to_string(), size_bytes: artifact.size_bytes }
 }
 
-/// Writes a finished picture.
+/// Writes what a job made.
 pub fn output_to_wire(output: &JobOutput) -> v1::JobOutput {
     v1::JobOutput {
         name: output.name.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use domain::{
     job::{JobId, Precision, Priority, Timestamp},
     region::Region,
-    task::{ComputeClass, Context, Place, ResultKey},
+    task::{ComputeClass, Context, Part, Place, ResultKey},
 };
 use prost::Message as _;
 
@@ -102,45 +102,55 @@ pub struct Order {
     pub job: JobId,
     /// The task's index in that job's plan.
     pub task: u64,
-    /// What the task has in common with others; a worker's context is never [`Context::Assemble`].
+    /// What the task has in common with others; never a context of the coordinator's own.
     pub context: Context,
     /// What sets it apart.
-    pub region: Region,
+    pub part: Part,
 }
 
 impl Order {
     /// The key of the result, which follows from the work itself.
     pub fn result_key(&self) -> ResultKey {
-        ResultKey::new(self.context.digest(), self.region)
+        ResultKey::of(self.context.digest(), &self.part)
     }
 
     /// The order in words, for people: `upscale 512x512+0+480`.
     pub fn describe(&self) -> String {
-        format!("{} {}", self.context.operation(), self.region)
+        format!("{} {}", self.context.operation(), self.part.region())
     }
 
     /// The order as bytes; `None` for a task that is the coordinator's own.
     pub fn encode(&self) -> Option<Vec<u8>> {
-        let Context::Upscale { revision, picture, decode, upscale_model, scale, precision, place } = &self.context
-        else {
-            return None;
+        let operation = match (&self.context, &self.part) {
+            (
+                Context::Upscale { revision, picture, decode, upscale_model, scale, precision, place },
+                Part::Region(Region { x, y, width, height }),
+            ) => {
+                let compute_class = match place {
+                    Place::Class(class) => class.to_string(),
+                    Place::AnyWorker => String::new(),
+                    Place::Coordinator => return None,
+                };
+                v1::task_order::Operation::Upscale(v1::UpscaleTile {
+                    revision: *revision,
+                    picture: picture.to_string(),
+                    decode_revision: *decode,
+                    upscale_model: upscale_model.to_string(),
+                    scale: *scale,
+                    precision: precision_to_wire(*precision).into(),
+                    compute_class,
+                    region: Some(v1::PixelRegion { x: *x, y: *y, width: *width, height: *height }),
+                })
+            }
+            (Context::Redraw(_), Part::Seg(_)) | (Context::Latent(_), Part::Latent(_)) => {
+                let json = |document: serde_json::Result<Vec<u8>>| document.expect("plain structs always serialise");
+                v1::task_order::Operation::Redraw(v1::RedrawTask {
+                    context: json(serde_json::to_vec(&self.context)).into(),
+                    part: json(serde_json::to_vec(&self.part)).into(),
+                })
+            }
+            _ => return None,
         };
-        let compute_class = match place {
-            Place::Class(class) => class.to_string(),
-            Place::AnyWorker => String::new(),
-            Place::Coordinator => return None,
-        };
-        let Region { x, y, width, height } = self.region;
-        let operation = v1::task_order::Operation::Upscale(v1::UpscaleTile {
-            revision: *revision,
-            picture: picture.to_string(),
-            decode_revision: *decode,
-            upscale_model: upscale_model.to_string(),
-            scale: *scale,
-            precision: precision_to_wire(*precision).into(),
-            compute_class,
-            region: Some(v1::PixelRegion { x, y, width, height }),
-        });
         let order = v1::TaskOrder {
             dispatch: self.dispatch,
             job_id: self.job.to_string(),
@@ -153,30 +163,42 @@ impl Order {
     /// Reads an order.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
         let order: v1::TaskOrder = decode(bytes)?;
-        let v1::task_order::Operation::Upscale(tile) = required("operation", order.operation)?;
-        let v1::PixelRegion { x, y, width, height } = required("upscale.region", tile.region)?;
-        let place = match tile.compute_class.as_str() {
-            "" => Place::AnyWorker,
-            class => Place::Class(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
+        let (context, part) = match required("operation", order.operation)? {
+            v1::task_order::Operation::Upscale(tile) => read_tile(tile)?,
+            v1::task_order::Operation::Redraw(task) => read_redraw(&task)?,
         };
-        if tile.scale == 0 || width == 0 || height == 0 {
-            return Err(InvalidField::new("upscale.region", "a tile needs pixels and a scale".to_owned()));
-        }
-        Ok(Self {
-            dispatch: order.dispatch,
-            job: order.job_id.parse().map_err(InvalidField::at("job_id"))?,
-            task: order.task,
-            context: Context::Upscale {
-                revision: tile.revision,
-                picture: tile.picture.parse().map_err(InvalidField::at("upscale.picture"))?,
-                decode: tile.decode_revision,
-                upscale_model: tile.upscale_model.parse().map_err(InvalidField::at("upscale.upscale_model"))?,
-                scale: tile.scale,
-                precision: required("upscale.precision", precision_from_wire("upscale.precision", tile.precision)?)?,
-                place,
-            },
-            region: Region { x, y, width, height },
-        })
+        let job = order.job_id.parse().map_err(InvalidField::at("job_id"))?;
+        Ok(Self { dispatch: order.dispatch, job, task: order.task, context, part })
+    }
+}
+
+fn read_tile(tile: v1::UpscaleTile) -> Result<(Context, Part), InvalidField> {
+    let v1::PixelRegion { x, y, width, height } = required("upscale.region", tile.region)?;
+    let place = match tile.compute_class.as_str() {
+        "" => Place::AnyWorker,
+        class => Place::Class(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
+    };
+    if tile.scale == 0 || width == 0 || height == 0 {
+        return Err(InvalidField::new("upscale.region", "a tile needs pixels and a scale".to_owned()));
+    }
+    let context = Context::Upscale {
+        revision: tile.revision,
+        picture: tile.picture.parse().map_err(InvalidField::at("upscale.picture"))?,
+        decode: tile.decode_revision,
+        upscale_model: tile.upscale_model.parse().map_err(InvalidField::at("upscale.upscale_model"))?,
+        scale: tile.scale,
+        precision: required("upscale.precision", precision_from_wire("upscale.precision", tile.precision)?)?,
+        place,
+    };
+    Ok((context, Part::Region(Region { x, y, width, height })))
+}
+
+fn read_redraw(task: &v1::RedrawTask) -> Result<(Context, Part), InvalidField> {
+    let context = serde_json::from_slice(&task.context).map_err(InvalidField::at("redraw.context"))?;
+    let part = serde_json::from_slice(&task.part).map_err(InvalidField::at("redraw.part"))?;
+    match (&context, &part) {
+        (Context::Redraw(_), Part::Seg(_)) | (Context::Latent(_), Part::Latent(_)) => Ok((context, part)),
+        _ => Err(InvalidField::new("redraw.part", format!("is no part of {}", context.operation()))),
     }
 }
 
@@ -420,7 +442,7 @@ mod tests {
                 precision: Precision::Exact,
                 place,
             },
-            region: Region::new(480, 0, 512, 512),
+            part: Part::Region(Region::new(480, 0, 512, 512)),
         }
     }
 
@@ -467,7 +489,7 @@ mod tests {
     fn what_is_not_ours_is_refused() {
         assert!(Order::decode(b"not ours").is_err());
         assert!(Order::decode(b"").is_err());
-        let empty = Order { region: Region::new(0, 0, 0, 1), ..order(Place::AnyWorker) };
+        let empty = Order { part: Part::Region(Region::new(0, 0, 0, 1)), ..order(Place::AnyWorker) };
         assert_eq!(Order::decode(&empty.encode().unwrap()).unwrap_err().field, "upscale.region");
         assert!(Report::decode(b"").is_err());
     }

@@ -255,7 +255,9 @@ async fn bench_overhead() -> Result<()> {
     let mut overheads = Vec::new();
     for round in 0..ROUNDS {
         let (_, on_farm) = farm.upscale(&weights, &png(length + round, length), side, overlap).await?;
-        let JobKind::Upscale(mut upscale) = self::job(length, 2, Tiling { side, overlap }, Format::Png).kind;
+        let JobKind::Upscale(mut upscale) = self::job(length, 2, Tiling { side, overlap }, Format::Png).kind else {
+            unreachable!("the benchmark upscales")
+        };
         upscale.pictures[0].size.width += round;
         let grid = grid(&upscale, &upscale.pictures[0])?;
         let (engine, model, path) = (engine.clone(), Digest::of(&weights), path.clone());
@@ -307,7 +309,7 @@ fn assemble_here(format: Format, folder: &Path) -> Result<()> {
     let root = folder.join("store");
     let store: Arc<dyn Store> = Arc::new(FolderStore::open(&root)?);
     let runtime = tokio::runtime::Runtime::new()?;
-    let JobKind::Upscale(upscale) = &job.kind;
+    let JobKind::Upscale(upscale) = &job.kind else { unreachable!("the benchmark upscales") };
     let picture = &upscale.pictures[0];
     let raster = RasterInfo::new(picture.size.width, picture.size.height, picture.color, picture.sample);
     let record = RasterRecord { raster, format: Format::Png, has_icc: false, has_exif: false };

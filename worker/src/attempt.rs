@@ -14,7 +14,7 @@ use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::{
     job::Precision,
-    task::{ComputeClass, Context, DECODE_REVISION, Part, Place, UPSCALE_REVISION},
+    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
 };
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
@@ -346,7 +346,7 @@ impl Bench {
 
 /// How large the result of `order` is.
 fn result_bytes(order: &Order) -> u64 {
-    order.context.result_bytes(&Part::Region(order.region)).unwrap_or(0) // none: no result of a worker's
+    order.context.result_bytes(&order.part).unwrap_or(0) // none: no result of a worker's
 }
 
 /// Renders on this thread: the result as it is stored, little-endian, and how long it took.

@@ -125,9 +125,10 @@ impl Fetcher {
         let Context::Upscale { picture, upscale_model, scale, .. } = &order.context else {
             unreachable!("an order of assembly cannot be decoded");
         };
+        let region = order.part.region();
         let (rgb, weights) =
-            tokio::try_join!(self.window(*picture, order.region), self.models.weights(&*self.store, *upscale_model),)?;
-        Ok(Work::Upscale(UpscaleWork { region: order.region, rgb, scale: *scale, model: *upscale_model, weights }))
+            tokio::try_join!(self.window(*picture, region), self.models.weights(&*self.store, *upscale_model),)?;
+        Ok(Work::Upscale(UpscaleWork { region, rgb, scale: *scale, model: *upscale_model, weights }))
     }
 
     /// The pixels of `region`, `[y][x][3]`, reading no more of each band than the blocks that it touches.

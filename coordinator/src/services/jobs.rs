@@ -23,6 +23,7 @@ use tracing::{Instrument as _, info_span};
 use super::follow;
 use crate::{
     desk::Desk,
+    forecast::{MOST_DRAWN, WORKERS, forecast},
     intake::{Intake, Planned, job_id},
     ledger::{Entry, Event, Failure, Notice, Numbered, Progress},
     metrics::Metrics,
@@ -112,6 +113,35 @@ impl JobsService {
         self.metrics.created();
         self.desk.apply(Event::Admitted { job: Box::new(job), plan, found, outputs });
         self.shown(&id).ok_or_else(|| gone(&id))
+    }
+
+    /// Plans a job without running it.
+    async fn plan(&self, request: v1::PlanJobRequest) -> Result<v1::PlanJobResponse, Refusal> {
+        let v1::PlanJobRequest { job, workers, dot } = request;
+        if let Some(wrong) = workers.iter().find(|workers| !(1..=1_000_000).contains(*workers)) {
+            return Err(Refusal::field("workers", format!("holds {wrong}, and 1 to 1000000 is wanted")));
+        }
+        let workers = if workers.is_empty() { WORKERS.to_vec() } else { workers };
+        let job = match job {
+            Some(v1::plan_job_request::Job::JobId(id)) => {
+                let id = self.parse(&id)?;
+                self.records.job(&id).await?.ok_or_else(|| gone(&id))?
+            }
+            Some(v1::plan_job_request::Job::Request(request)) => {
+                self.intake.resolve(job_id(&self.farm, &request.request_id), request, None).await?
+            }
+            None => return Err(Refusal::field("job", "is missing: name a job, or describe one")),
+        };
+        let planned = self.intake.plan(job).await?;
+        let tasks = planned.plan.tasks().len();
+        if dot && tasks > MOST_DRAWN {
+            let why = format!("asks for a graph of {tasks} tasks, and {MOST_DRAWN} is the most that is drawn");
+            return Err(Refusal::field("dot", why));
+        }
+        let forecast = tokio::task::spawn_blocking(move || forecast(&planned, &workers, dot));
+        forecast
+            .await
+            .map_err(|error| Refusal::Internal { what: "the planner stopped".to_owned(), source: error.into() })
     }
 
     fn shown(&self, id: &JobId) -> Option<v1::Job> {
@@ -258,6 +288,10 @@ impl Jobs for JobsService {
             return Err(leaving().into());
         }
         Ok(Response::new(v1::CancelJobResponse { job: self.shown(&id) }))
+    }
+
+    async fn plan_job(&self, request: Request<v1::PlanJobRequest>) -> Result<Response<v1::PlanJobResponse>, Status> {
+        Ok(Response::new(self.plan(request.into_inner()).await?))
     }
 
     async fn retry_job(&self, request: Request<v1::RetryJobRequest>) -> Result<Response<v1::RetryJobResponse>, Status> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
+    nodes::{LatentSource, LatentUpscale, SegsDetail, SegsUpscale},
     picture::{Color, Format, Sample},
     region::Size,
     resize::{Resampling, Resize},
@@ -125,6 +126,32 @@ pub struct Job {
 pub enum JobKind {
     /// `ImageUpscaleWithModel`.
     Upscale(Upscale),
+    /// `SEGSDetailer`, and `SEGSPaste` of what it makes.
+    SegsDetail(Box<SegsDetail>),
+    /// `SEGSUpscalerPipe`.
+    SegsUpscale(Box<SegsUpscale>),
+    /// An iterative latent upscale.
+    LatentUpscale(Box<LatentUpscale>),
+}
+
+impl JobKind {
+    /// The pictures that it is about, in its order. A latent upscale that begins with a latent has none.
+    pub fn pictures(&self) -> &[Picture] {
+        match self {
+            Self::Upscale(job) => &job.pictures,
+            Self::SegsDetail(job) => std::slice::from_ref(&job.picture),
+            Self::SegsUpscale(job) => std::slice::from_ref(&job.picture),
+            Self::LatentUpscale(job) => match &job.source {
+                LatentSource::Picture(picture) => std::slice::from_ref(picture),
+                LatentSource::Latent(_) => &[],
+            },
+        }
+    }
+
+    /// What the picture at `index` is called.
+    pub fn picture_name(&self, index: usize) -> &str {
+        self.pictures().get(index).map_or("latent", |picture| &picture.name)
+    }
 }
 
 /// `ImageUpscaleWithModel`, resolved: each picture is enlarged by a super-resolution network, tile by tile.
@@ -318,15 +345,56 @@ pub struct Artifact {
     pub size_bytes: u64,
 }
 
-/// A finished picture of a job.
+/// Something that a job made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobOutput {
     /// The name of the picture that it was made from.
     pub name: String,
-    /// The encoded file.
+    /// The file.
     pub artifact: Artifact,
     /// Its format.
-    pub format: Format,
-    /// Its size.
+    pub format: OutputFormat,
+    /// Its size, in pixels.
     pub size: Size,
+}
+
+/// What the file of an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum OutputFormat {
+    /// A picture.
+    Picture(Format),
+    /// A SEGS document, whose masks and pictures are artifacts that it names.
+    Segs,
+    /// A latent as ComfyUI saves one.
+    Latent,
+}
+
+impl OutputFormat {
+    /// The lower-case name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Picture(format) => format.name(),
+            Self::Segs => "segs",
+            Self::Latent => "latent",
+        }
+    }
+}
+
+impl TryFrom<String> for OutputFormat {
+    type Error = <Format as FromStr>::Err;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        match name.as_str() {
+            "segs" => Ok(Self::Segs),
+            "latent" => Ok(Self::Latent),
+            format => format.parse().map(Self::Picture),
+        }
+    }
+}
+
+impl From<OutputFormat> for String {
+    fn from(format: OutputFormat) -> Self {
+        format.name().to_owned()
+    }
 }

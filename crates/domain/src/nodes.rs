@@ -566,6 +566,16 @@ pub enum Samplers {
     Two(Box<TwoSamplers>),
 }
 
+impl Samplers {
+    /// What the sampler redraws with that runs at every step.
+    pub fn basic_pipe(&self) -> &BasicPipe {
+        match self {
+            Self::One(sampler) => &sampler.basic_pipe,
+            Self::Two(two) => &two.base_sampler.basic_pipe,
+        }
+    }
+}
+
 /// The samplers of `TwoSamplersForMaskUpscalerProvider`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TwoSamplers {
@@ -656,6 +666,12 @@ impl LatentUpscale {
             targets.push((n - 1, size(factor)));
         }
         targets
+    }
+
+    /// The size in pixels of what the chain ends with.
+    pub fn result(&self) -> Size {
+        let last = self.targets().last().map_or(self.latent(), |(_, to)| latent_size(*to));
+        Size::new(last.width.saturating_mul(LATENT_PIXELS), last.height.saturating_mul(LATENT_PIXELS))
     }
 
     /// Refuses a chain that would take more room than the largest worker has; `weights_bytes` is what the networks take.

@@ -241,6 +241,9 @@ impl Plan {
 pub fn plan(job: &Job) -> Result<Plan, PlanError> {
     match &job.kind {
         JobKind::Upscale(upscale) => plan_upscale(upscale),
+        JobKind::SegsDetail(job) => segs::plan_segs_detail(job),
+        JobKind::SegsUpscale(job) => segs::plan_segs_upscale(job),
+        JobKind::LatentUpscale(job) => latent::plan_latent_upscale(job),
     }
 }
 
@@ -441,7 +444,7 @@ mod tests {
     fn only_a_size_that_the_network_does_not_make_needs_another_assembly() {
         let keys = |target: Option<Target>| {
             let mut job = job(&[(600, 600)], Format::Png);
-            let JobKind::Upscale(upscale) = &mut job.kind;
+            let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
             upscale.resize = target.map(|target| Resize { target, method: ResizeMethod::Lanczos });
             let plan = plan(&job).unwrap();
             plan.tasks().iter().map(|task| plan.key_of(task)).collect::<Vec<_>>()
@@ -460,7 +463,7 @@ mod tests {
     fn it_is_the_size_of_the_result_that_its_format_must_hold() {
         let with = |width, target| {
             let mut job = job(&[(width, 10)], Format::Jpeg);
-            let JobKind::Upscale(upscale) = &mut job.kind;
+            let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
             upscale.resize = Some(Resize { target, method: ResizeMethod::Lanczos });
             plan(&job).map(drop).map_err(|error| error.field().to_owned())
         };
@@ -468,7 +471,7 @@ mod tests {
         assert_eq!(with(40_000, Target::Width(66_000)), Err("upscale.output.format".to_owned()));
         assert_eq!(with(1, Target::Height(1_000_000)), Err("upscale.output.format".to_owned()));
         let mut tall = job(&[(1, 10_000)], Format::Png);
-        let JobKind::Upscale(upscale) = &mut tall.kind;
+        let JobKind::Upscale(upscale) = &mut tall.kind else { unreachable!() };
         upscale.resize = Some(Resize { target: Target::Width(1_000_000), method: ResizeMethod::Lanczos });
         assert_eq!(plan(&tall).unwrap_err().field(), "upscale.resize");
     }
@@ -481,7 +484,7 @@ mod tests {
         assert_eq!(field(&job(&[(0, 1)], Format::Png)), "upscale.output.format");
         assert_eq!(field(&job(&[(u32::MAX, 1)], Format::Png)), "upscale.pictures");
         let mut tiny = job(&[(60_000, 60_000)], Format::Png);
-        let JobKind::Upscale(upscale) = &mut tiny.kind;
+        let JobKind::Upscale(upscale) = &mut tiny.kind else { unreachable!() };
         upscale.tiling = Tiling { side: 16, overlap: 1 };
         assert_eq!(field(&tiny), "upscale.tile");
     }

@@ -296,14 +296,26 @@ pub struct Redraw {
     pub noise_mask_feather: u32,
     /// Hides what is redrawn from an inpainting checkpoint.
     pub inpaint_model: bool,
-    /// Keeps the control pictures behind the redrawn pixels.
-    pub keeps_control_pictures: bool,
+    /// For whom.
+    pub node: SegsNode,
     /// Does what the reference does also where it is a mistake.
     pub reference_quirks: bool,
     /// How exactly.
     pub precision: Precision,
     /// Where.
     pub place: Place,
+}
+
+/// The node that redraws segments: each has its own way with crops, masks and control pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SegsNode {
+    /// `SEGSDetailer`: what it gives was cut to bytes, masks of conditionings are cropped to the segment, and control
+    /// pictures are kept behind the redrawn pixels.
+    Detailer,
+    /// `SEGSUpscalerPipe`: pixels are cut to bytes only where they must be resized, masks of conditionings are stretched
+    /// over each segment (Q9), and control pictures are not kept.
+    Upscaler,
 }
 
 /// A second pipe for the last steps.
@@ -534,7 +546,7 @@ impl Context {
             (Self::Redraw(redraw), Part::Seg(seg)) => {
                 let crop = seg.pixels.map_or(seg.region.size(), |pixels| pixels.size);
                 let control = |net: &ControlNet| rgb(if net.image.is_some() { crop } else { seg.size });
-                let controls = seg.control_nets.iter().filter(|_| redraw.keeps_control_pictures).map(control);
+                let controls = seg.control_nets.iter().filter(|_| redraw.node == SegsNode::Detailer).map(control);
                 Some(controls.fold(rgb(crop), u64::saturating_add))
             }
             (Self::Latent(_), Part::Latent(link)) => Some(match link.work {

@@ -23,7 +23,7 @@ use crate::{
     segs::{Placed, directions},
     task::{
         Base, Context, DECODE_REVISION, DELIVER_REVISION, Encoding, Enlarged, Layer, LayerPixels, PASTE_REVISION, Part,
-        Paste, Place, REDRAW_REVISION, Redraw, Refiner, SegTask, Tiles,
+        Paste, Place, REDRAW_REVISION, Redraw, Refiner, SegTask, SegsNode, Tiles,
     },
     tiles::TileGrid,
 };
@@ -50,7 +50,7 @@ pub fn plan_segs_detail(job: &SegsDetail) -> Result<Plan, PlanError> {
         cycle: node.cycle,
         noise_mask_feather: node.noise_mask_feather,
         inpaint_model: node.inpaint_model,
-        keeps_control_pictures: true,
+        node: SegsNode::Detailer,
         reference_quirks: job.rendering.reference_quirks,
         precision: job.rendering.precision,
         place: rendering_place(&job.rendering),
@@ -148,7 +148,7 @@ pub fn plan_segs_upscale(job: &SegsUpscale) -> Result<Plan, PlanError> {
         cycle: 1,
         noise_mask_feather: node.noise_mask_feather,
         inpaint_model: node.inpaint_model,
-        keeps_control_pictures: false,
+        node: SegsNode::Upscaler,
         reference_quirks: job.rendering.reference_quirks,
         precision: job.rendering.precision,
         place: rendering_place(&job.rendering),

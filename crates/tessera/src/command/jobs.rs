@@ -73,6 +73,9 @@ fn row(job: &v1::Job) -> [String; 6] {
     let progress = job.progress.unwrap_or_default();
     let pictures = match &job.kind {
         Some(v1::job::Kind::Upscale(upscale)) => upscale.pictures.as_slice(),
+        Some(v1::job::Kind::SegsDetail(job) | v1::job::Kind::SegsUpscale(job) | v1::job::Kind::LatentUpscale(job)) => {
+            job.picture.as_slice()
+        }
         None => &[],
     };
     let pictures = match pictures {
