@@ -1116,7 +1116,7 @@ impl Entry {
 mod tests {
     use domain::{
         digest::Digest,
-        job::{Artifact, Model, Output, Picture, Precision, Reproducibility, Upscale},
+        job::{Artifact, Model, Output, OutputFormat, Picture, Precision, Reproducibility, Upscale},
         picture::{Color, Format, Sample},
         region::Size,
         task::ComputeClass,
@@ -1172,7 +1172,12 @@ mod tests {
         fn assembled(&mut self, job: &str, task: usize) -> String {
             let key = self.key(job, task);
             let artifact = Artifact { key: "artifacts/x".to_owned(), digest: Digest::of(b"x"), size_bytes: 1 };
-            let output = JobOutput { name: "p".to_owned(), artifact, format: Format::Png, size: Size::new(1, 1) };
+            let output = JobOutput {
+                name: "p".to_owned(),
+                artifact,
+                format: OutputFormat::Picture(Format::Png),
+                size: Size::new(1, 1),
+            };
             self.tell(Event::Assembled { job: job.parse().unwrap(), task: task as u32, key, output })
         }
     }
@@ -1187,7 +1192,7 @@ mod tests {
             Effect::Assemble { job, task, .. } => format!("assemble {}/{task}", job.id),
             Effect::Abandon(job) => format!("abandon {job}"),
             Effect::StoreJob(job) => {
-                let JobKind::Upscale(upscale) = &job.kind;
+                let JobKind::Upscale(upscale) = &job.kind else { unreachable!() };
                 format!("store {} with tiles of {}", job.id, upscale.tiling.side)
             }
             Effect::StoreEnding(job, ending) => format!("{job} {}", ending.state.name()),
@@ -1229,7 +1234,7 @@ mod tests {
     }
 
     fn with_format(mut job: Job, format: Format) -> Job {
-        let JobKind::Upscale(upscale) = &mut job.kind;
+        let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
         upscale.output.format = Some(format);
         job
     }
@@ -1261,7 +1266,7 @@ mod tests {
         let mut desk = Desk::new(2);
         assert_eq!(desk.admit(job("a", 1000), &[]), "publish a/0 a/1");
         let mut other = job("b", 1000);
-        let JobKind::Upscale(upscale) = &mut other.kind;
+        let JobKind::Upscale(upscale) = &mut other.kind else { unreachable!() };
         upscale.pictures[0].digest = Digest::of(b"another");
         assert_eq!(desk.admit(other, &[]), "");
         assert_eq!(desk.done("a", 0), "publish a/2");
@@ -1343,7 +1348,7 @@ mod tests {
     fn a_job_that_names_the_same_picture_twice_ends() {
         let mut desk = Desk::new(100);
         let mut twice = job("a", 100);
-        let JobKind::Upscale(upscale) = &mut twice.kind;
+        let JobKind::Upscale(upscale) = &mut twice.kind else { unreachable!() };
         upscale.pictures.push(upscale.pictures[0].clone());
         assert_eq!(desk.admit(twice, &[]), "publish a/0");
         assert_eq!(desk.done("a", 0), "assemble a/1; assemble a/3");
@@ -1376,7 +1381,7 @@ mod tests {
     fn out_of_memory_halves_the_tiles_once_though_jobs_hold_the_work_twice() {
         let twice = |id| {
             let mut job = job(id, 400);
-            let JobKind::Upscale(upscale) = &mut job.kind;
+            let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
             upscale.tiling = Tiling { side: 512, overlap: 32 };
             upscale.pictures.push(upscale.pictures[0].clone());
             job
@@ -1389,7 +1394,9 @@ mod tests {
         flight.claims = [("a", 0), ("b", 0), ("a", 2), ("b", 2)].map(|(id, task)| (id.parse().unwrap(), task)).into();
         desk.report("a", 0, Outcome::OutOfMemory { message: "no memory".to_owned() });
         for id in ["a", "b"] {
-            let JobKind::Upscale(upscale) = &desk.ledger.job(&id.parse().unwrap()).unwrap().job.kind;
+            let JobKind::Upscale(upscale) = &desk.ledger.job(&id.parse().unwrap()).unwrap().job.kind else {
+                unreachable!()
+            };
             assert_eq!(upscale.tiling.side, 256, "{id}");
         }
     }

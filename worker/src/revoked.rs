@@ -54,7 +54,7 @@ mod tests {
         digest::Digest,
         job::Precision,
         region::Region,
-        task::{Context, Place},
+        task::{Context, Part, Place},
     };
 
     use super::*;
@@ -69,7 +69,7 @@ mod tests {
             precision: Precision::Exact,
             place: Place::AnyWorker,
         };
-        Order { dispatch, job: "job".parse().unwrap(), task: 0, context, region: Region::new(x, 0, 8, 8) }
+        Order { dispatch, job: "job".parse().unwrap(), task: 0, context, part: Part::Region(Region::new(x, 0, 8, 8)) }
     }
 
     fn revocation(order: &Order, up_to_dispatch: u64) -> Revocation {

@@ -18,7 +18,7 @@ use domain::{
     job::{Precision, Priority},
     layout,
     region::Region,
-    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
+    task::{ComputeClass, Context, DECODE_REVISION, Part, Place, UPSCALE_REVISION},
 };
 use imaging::{
     picture::{Color, Sample},
@@ -131,7 +131,7 @@ pub fn order_at(region: Region, place: Place) -> Order {
         precision: Precision::Exact,
         place,
     };
-    Order { dispatch: 1, job: "job-1".parse().unwrap(), task: 0, context, region }
+    Order { dispatch: 1, job: "job-1".parse().unwrap(), task: 0, context, part: Part::Region(region) }
 }
 
 /// Weights that no engine looks into.
