@@ -11,6 +11,7 @@
 pub mod check;
 pub mod cost;
 pub mod digest;
+pub mod document;
 pub mod job;
 pub mod layout;
 pub mod nodes;
