@@ -40,7 +40,7 @@ use tests::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use worker::engine::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, upscale::UpscaleEngine};
+use worker::engine::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, device::DeviceEngine};
 
 /// How often farm and bare engine are timed in turn.
 const ROUNDS: u32 = 3;
@@ -244,7 +244,7 @@ async fn bench_overhead() -> Result<()> {
     let weights = compact(24, 8, 2);
     let path = folder.path().join("bench.safetensors");
     std::fs::write(&path, &weights)?;
-    let engine = UpscaleEngine::open(service::config::Device::Cpu, None, 1 << 30)?;
+    let engine = DeviceEngine::open(service::config::Device::Cpu, None, 1 << 30)?;
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let farm = InProcess::start(true, folder.path()).await?;
     farm.add_worker(engine.clone(), 1);

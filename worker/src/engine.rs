@@ -1,10 +1,14 @@
 //! Where rendering happens: plain blocking code, one task and its inputs in, pixels out.
 
 mod cache;
+pub mod device;
+pub mod pipe;
+pub mod redraw;
 mod room;
-pub mod upscale;
+mod upscale;
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -12,8 +16,9 @@ use std::{
 use domain::{
     digest::Digest,
     region::{Region, Size},
-    task::ComputeClass,
+    task::{ComputeClass, LatentSteps, LatentTask, Redraw, SegTask},
 };
+use imaging::{frames::Frames, mask::Mask};
 use models::error::ModelError;
 use tokio_util::sync::CancellationToken;
 use weights::{checkpoint::CheckpointError, detect::DetectError};
@@ -26,8 +31,8 @@ pub trait Engine: Send + Sync {
     /// The device as it stands at this moment. Called every few seconds, so it must be quick.
     fn device(&self) -> DeviceFacts;
 
-    /// Renders `work` as `class` computes, which is one of [`Engine::classes`]: [`Work::output_values`] samples between
-    /// 0 and 1, row by row, channels interleaved.
+    /// Renders `work` as `class` computes, which is one of [`Engine::classes`]: [`Work::output_values`] numbers. Of pictures these are
+    /// samples between 0 and 1, row by row, channels interleaved; of latents, rows of one channel after the other.
     ///
     /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`].
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
@@ -56,6 +61,10 @@ pub struct DeviceFacts {
 pub enum Work {
     /// A tile through a super-resolution network.
     Upscale(UpscaleWork),
+    /// A segment, redrawn.
+    Redraw(Box<RedrawWork>),
+    /// A link of a latent's chain.
+    Latent(Box<LatentWork>),
 }
 
 impl Work {
@@ -63,6 +72,8 @@ impl Work {
     pub fn output_values(&self) -> usize {
         match self {
             Self::Upscale(work) => work.rgb.len() * work.scale as usize * work.scale as usize,
+            Self::Redraw(work) => values(work.context.result_bytes(&work.seg)),
+            Self::Latent(work) => values(work.link.result_bytes()),
         }
     }
 }
@@ -80,6 +91,61 @@ pub struct UpscaleWork {
     pub model: Digest,
     /// The weights as a local file, which is what its name says.
     pub weights: PathBuf,
+}
+
+/// What pipes name, on this machine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Inputs {
+    /// Weights files, which are what their names say.
+    pub files: HashMap<Digest, PathBuf>,
+    /// Masks of prompts.
+    pub masks: HashMap<Digest, Mask>,
+    /// Control pictures.
+    pub pictures: HashMap<Digest, Frames>,
+}
+
+/// A segment and what redraws it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedrawWork {
+    /// What it has in common with others of its job.
+    pub context: Redraw,
+    /// What sets it apart.
+    pub seg: SegTask,
+    /// Its pixels, with all that lies below it pasted.
+    pub crop: Frames,
+    /// What is redrawn; `None`: all of it.
+    pub mask: Option<Mask>,
+    /// What its pipes name.
+    pub inputs: Inputs,
+}
+
+/// A link of a latent's chain and what makes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentWork {
+    /// What it has in common with others of its job.
+    pub context: LatentSteps,
+    /// What sets it apart.
+    pub link: LatentTask,
+    /// What it begins with.
+    pub from: LatentInput,
+    /// Where the runs that have a mask redraw.
+    pub mask: Option<Mask>,
+    /// What its pipes name.
+    pub inputs: Inputs,
+}
+
+/// What a link begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LatentInput {
+    /// A picture.
+    Picture(Frames),
+    /// A latent, rows of one channel after the other.
+    Latent(Vec<f32>),
+}
+
+/// How many `f32` there are in so many bytes.
+fn values(bytes: u64) -> usize {
+    usize::try_from(bytes / size_of::<f32>() as u64).unwrap_or(usize::MAX)
 }
 
 /// The thread between an engine and those who wait for it: progress goes out, the wish to stop comes in.
@@ -206,7 +272,7 @@ pub enum RenderError {
         planned: u32,
     },
     /// The device ran out of memory.
-    #[error("the device ran out of memory on a {size} tile")]
+    #[error("the device ran out of memory on {size} pixels")]
     OutOfMemory {
         /// The tile.
         size: Size,
@@ -214,7 +280,7 @@ pub enum RenderError {
         source: ModelError,
     },
     /// The device has too little memory to even begin.
-    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {total_bytes}")]
+    #[error("{size} pixels need about {needs_bytes} bytes of memory, and the device has {total_bytes}")]
     TooLarge {
         /// The tile.
         size: Size,
@@ -224,7 +290,7 @@ pub enum RenderError {
         total_bytes: u64,
     },
     /// The device has memory enough, but too much of it is taken at the moment.
-    #[error("a {size} tile needs about {needs_bytes} bytes of memory, and the device has {free_bytes} free")]
+    #[error("{size} pixels need about {needs_bytes} bytes of memory, and the device has {free_bytes} free")]
     Crowded {
         /// The tile.
         size: Size,
@@ -232,6 +298,20 @@ pub enum RenderError {
         needs_bytes: u64,
         /// What is free.
         free_bytes: u64,
+    },
+    /// Something was not redrawn.
+    #[error("{size} pixels cannot be redrawn")]
+    Detail {
+        /// Their size.
+        size: Size,
+        /// Why.
+        source: redraw::DetailError,
+    },
+    /// The result holds something that is no number.
+    #[error("what was made of {size} pixels holds a value that is infinite or no number")]
+    NotFinite {
+        /// Their size.
+        size: Size,
     },
     /// The device failed in another way.
     #[error("the device failed")]
@@ -275,7 +355,9 @@ impl RenderError {
             | Self::Channels { .. }
             | Self::Scale { .. }
             | Self::NotANumber { .. }
+            | Self::NotFinite { .. }
             | Self::WrongLength { .. } => Verdict::Fail,
+            Self::Detail { source, .. } => source.verdict(),
             Self::OutOfMemory { .. } | Self::TooLarge { .. } => Verdict::Replan,
             Self::Crowded { .. } => Verdict::RetryOrReplan,
             Self::Device { .. } | Self::Panicked { .. } => Verdict::Retry,

@@ -34,7 +34,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     attempt::Bench,
     board::{Board, Shown},
-    engine::{DeviceFacts, Engine, list, upscale::UpscaleEngine},
+    engine::{DeviceFacts, Engine, device::DeviceEngine, list},
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
     patience::{FIRST_PAUSE, Pauses},
@@ -85,7 +85,7 @@ pub async fn run(
     context: service::Context,
 ) -> anyhow::Result<()> {
     let (device, cpu, memory_bytes) = (config.device, config.cpu.clone(), config.model_memory_bytes);
-    let engine = spawn_blocking(move || UpscaleEngine::open(device, cpu.as_deref(), memory_bytes)).await??;
+    let engine = spawn_blocking(move || DeviceEngine::open(device, cpu.as_deref(), memory_bytes)).await??;
     run_with(config, Arc::new(engine), store, broker, context).await
 }
 

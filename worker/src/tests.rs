@@ -20,7 +20,7 @@ use store::{Key, Store as _};
 use tokio::{runtime::Handle, sync::mpsc::unbounded_channel};
 
 use crate::{
-    engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, upscale::UpscaleEngine},
+    engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, device::DeviceEngine},
     patience::Pauses,
 };
 use harness::{Farm, ScriptedEngine, black, order_at, within};
@@ -28,7 +28,7 @@ use harness::{Farm, ScriptedEngine, black, order_at, within};
 #[tokio::test]
 async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
     let farm = Farm::new().await;
-    let engine = UpscaleEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
+    let engine = DeviceEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
     let class = engine.classes()[0].clone();
     let model = farm.put_model(2).await;
     let region = Region::new(100, 90, 150, 100); // crosses two bands and two columns of blocks
@@ -49,7 +49,7 @@ async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
     std::fs::write(file.path(), farm.store.get(&Key::new(layout::model(model)).unwrap()).await.unwrap()).unwrap();
     let (rgb, weights) = (harness::cut(region), file.path().to_owned());
     let work = Work::Upscale(UpscaleWork { region, rgb, scale: 2, model, weights });
-    let engine = UpscaleEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
+    let engine = DeviceEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
     let expected = engine.render(&class, &work, &Watch::default()).unwrap();
     assert_eq!(stored.len(), 300 * 200 * 3 * 4);
     assert!(stored.chunks_exact(4).zip(&expected).all(|(bytes, sample)| bytes == sample.to_le_bytes()));

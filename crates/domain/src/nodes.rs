@@ -13,7 +13,7 @@ use crate::{
     resize::ResizeMethod,
     sampling::KSampler,
     segs::{self, Override, Placed},
-    task::ComputeClass,
+    task::{ComputeClass, LatentPart},
     working::{DetailSize, LATENT_PIXELS, latent_size, rescaled, to_at_least_8},
 };
 
@@ -566,7 +566,39 @@ pub enum Samplers {
     Two(Box<TwoSamplers>),
 }
 
+/// Which of its samplers a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The only one, or that for what the mask does not hold.
+    Base,
+    /// That for what the mask holds.
+    Mask,
+    /// That for everything.
+    Full,
+}
+
 impl Samplers {
+    /// The sampler of a role; the base sampler stands in for a full one.
+    pub fn of(&self, role: Role) -> &PipedSampler {
+        match (self, role) {
+            (Self::One(sampler), _) => sampler,
+            (Self::Two(two), Role::Base) => &two.base_sampler,
+            (Self::Two(two), Role::Mask) => &two.mask_sampler,
+            (Self::Two(two), Role::Full) => two.full_sampler.as_ref().unwrap_or(&two.base_sampler),
+        }
+    }
+
+    /// The samplers of step `k` of `n`, from 0, one after the other, and where each redraws.
+    pub fn roles(&self, k: u32, n: u32) -> Vec<(Role, LatentPart)> {
+        match self {
+            Self::One(_) => vec![(Role::Base, LatentPart::Whole)],
+            Self::Two(two) if two.full_sample_schedule.is_full(k, n) => {
+                vec![(Role::Base, LatentPart::Whole), (Role::Full, LatentPart::Whole)]
+            }
+            Self::Two(_) => vec![(Role::Base, LatentPart::NotMasked), (Role::Mask, LatentPart::Masked)],
+        }
+    }
+
     /// What the sampler redraws with that runs at every step.
     pub fn basic_pipe(&self) -> &BasicPipe {
         match self {
@@ -666,6 +698,13 @@ impl LatentUpscale {
             targets.push((n - 1, size(factor)));
         }
         targets
+    }
+
+    /// What step `k` runs, from 0, one after the other: whose turn it is, how, and where. Hooks are applied; of a full sampler that
+    /// the base sampler stands in for, the full hook would be.
+    pub fn runs(&self, k: u32) -> Vec<(Role, KSampler, LatentPart)> {
+        let run = |(role, part)| (role, self.samplers.of(role).at_step(k, self.steps), part);
+        self.samplers.roles(k, self.steps).into_iter().map(run).collect()
     }
 
     /// The size in pixels of what the chain ends with.

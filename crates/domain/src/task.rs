@@ -330,7 +330,7 @@ pub struct Refiner {
 /// One segment to be redrawn.
 ///
 /// Its result is the redrawn crop as rows of `f32` RGB, little-endian; behind it, where they are kept, the control
-/// pictures in the order of its nets: the size of the crop where a net brings its own picture, else `size`.
+/// pictures in the order of its nets, each of the size of its own picture where a net brings one, else `size`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SegTask {
     /// Its crop, on the base.
@@ -534,27 +534,43 @@ impl LatentTask {
     }
 }
 
+/// How many bytes the pixels of a picture take.
+fn rgb_bytes(size: Size) -> u64 {
+    size.pixels().saturating_mul(3 * size_of::<f32>() as u64)
+}
+
+impl Redraw {
+    /// How many bytes the result of a segment has.
+    pub fn result_bytes(&self, seg: &SegTask) -> u64 {
+        let crop = seg.pixels.map_or(seg.region.size(), |pixels| pixels.size);
+        let control = |net: &ControlNet| rgb_bytes(net.image.map_or(seg.size, |image| image.size));
+        let controls = seg.control_nets.iter().filter(|_| self.node == SegsNode::Detailer).map(control);
+        controls.fold(rgb_bytes(crop), u64::saturating_add)
+    }
+}
+
+impl LatentTask {
+    /// How many bytes its result has.
+    pub fn result_bytes(&self) -> u64 {
+        match self.work {
+            LatentWork::Encode | LatentWork::Step { .. } => {
+                self.latent().pixels().saturating_mul(4 * size_of::<f32>() as u64)
+            }
+            LatentWork::Decode => rgb_bytes(self.pixels()),
+        }
+    }
+}
+
 impl Context {
     /// How many bytes the result of `part` has; `None` where that does not follow from the work.
     pub fn result_bytes(&self, part: &Part) -> Option<u64> {
-        let rgb = |size: Size| size.pixels().saturating_mul(3 * size_of::<f32>() as u64);
         match (self, part) {
             (Self::Upscale { scale, .. }, part) => {
                 let scale = u64::from(*scale);
-                Some(rgb(part.region().size()).saturating_mul(scale.saturating_mul(scale)))
+                Some(rgb_bytes(part.region().size()).saturating_mul(scale.saturating_mul(scale)))
             }
-            (Self::Redraw(redraw), Part::Seg(seg)) => {
-                let crop = seg.pixels.map_or(seg.region.size(), |pixels| pixels.size);
-                let control = |net: &ControlNet| rgb(if net.image.is_some() { crop } else { seg.size });
-                let controls = seg.control_nets.iter().filter(|_| redraw.node == SegsNode::Detailer).map(control);
-                Some(controls.fold(rgb(crop), u64::saturating_add))
-            }
-            (Self::Latent(_), Part::Latent(link)) => Some(match link.work {
-                LatentWork::Encode | LatentWork::Step { .. } => {
-                    link.latent().pixels().saturating_mul(4 * size_of::<f32>() as u64)
-                }
-                LatentWork::Decode => rgb(link.pixels()),
-            }),
+            (Self::Redraw(redraw), Part::Seg(seg)) => Some(redraw.result_bytes(seg)),
+            (Self::Latent(_), Part::Latent(link)) => Some(link.result_bytes()),
             (Self::Assemble { .. } | Self::Paste(_) | Self::Encode { .. } | Self::Deliver { .. }, _) => None,
             (Self::Redraw(_) | Self::Latent(_), _) => None, // no such task is planned
         }

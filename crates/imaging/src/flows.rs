@@ -23,21 +23,62 @@ use crate::{
 
 /// A network that redraws pixels. A stack of frames goes through it in one call.
 pub trait Diffusion {
-    /// Pixels as the network keeps them between steps.
+    /// Pixels as the network keeps them between steps, with what of them may change.
     type Latent;
     /// Why it failed.
     type Error: From<PixelError>;
-    /// Pixels to latents. Cuts the pixels to multiples of 8, see [`domain::working::multiples_of_8`].
-    fn encode(&mut self, pixels: &Frames) -> Result<Self::Latent, Self::Error>;
-    /// Redraws, where `noise_mask` allows it. The mask may be of another size than the pixels were.
-    fn sample(
-        &mut self,
-        latent: Self::Latent,
-        noise_mask: Option<&Mask>,
-        seed: u64,
-    ) -> Result<Self::Latent, Self::Error>;
+    /// Pixels to latents, of which `noise_mask`, of any size, says how much may change. Cuts the pixels to multiples of 8,
+    /// see [`domain::working::multiples_of_8`].
+    fn encode(&mut self, pixels: &Frames, noise_mask: Option<&Mask>) -> Result<Self::Latent, Self::Error>;
+    /// Redraws.
+    fn sample(&mut self, latent: Self::Latent, seed: u64) -> Result<Self::Latent, Self::Error>;
     /// Latents to pixels.
     fn decode(&mut self, latent: &Self::Latent) -> Result<Frames, Self::Error>;
+}
+
+/// How one crop is redrawn: the unit of work of the nodes below, and of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Redrawing<'a> {
+    /// The size at which it is redrawn.
+    pub size: Size,
+    /// Cuts pixels to bytes before and after, also where their size does not change.
+    pub is_quantised: bool,
+    /// What is redrawn, of any size; `None`: all of it.
+    pub mask: Option<&'a Mask>,
+    /// Softens the edges of what is redrawn.
+    pub noise_mask_feather: i64,
+    /// How many times it is redrawn from its own result, each time with the next seed.
+    pub cycle: usize,
+    /// The seed of the first time.
+    pub seed: u64,
+}
+
+impl Redrawing<'_> {
+    /// Redraws `crop`. The result is as large as it was.
+    pub fn run<D: Diffusion>(&self, crop: &Frames, diffusion: &mut D) -> Result<Frames, D::Error> {
+        let resized = |pixels: Frames, size: Size| {
+            if pixels.size() == size && !self.is_quantised { Ok(pixels) } else { tensor_resize(&pixels, size) }
+        };
+        let noise_mask = self.mask.map(|mask| mask.feather(self.noise_mask_feather));
+        let mut latent = diffusion.encode(&resized(crop.clone(), self.size)?, noise_mask.as_ref())?;
+        for cycle in 0..self.cycle {
+            latent = diffusion.sample(latent, seed_plus(self.seed, cycle)?)?;
+        }
+        Ok(resized(diffusion.decode(&latent)?, crop.size())?)
+    }
+}
+
+/// One segment in work.
+#[derive(Debug, Clone, Copy)]
+pub struct Unit<'a> {
+    /// Its place in the list.
+    pub index: usize,
+    /// The segment, as it lies on the picture.
+    pub seg: &'a Seg,
+    /// Its pixels.
+    pub crop: &'a Frames,
+    /// How they are redrawn.
+    pub redrawing: Redrawing<'a>,
 }
 
 fn one_frame(operation: &'static str, picture: &Frames) -> Result<(), PixelError> {
@@ -67,6 +108,8 @@ pub struct SegsUpscaler {
     pub noise_mask_feather: i64,
     /// Seed of the first segment; each further one adds 1, skipped ones too.
     pub seed: u64,
+    /// Does what the reference does also where it is a mistake.
+    pub reference_quirks: bool,
 }
 
 /// A network for whole pictures, as `ImageUpscaleWithModel` runs it.
@@ -112,30 +155,38 @@ impl SegsUpscaler {
         model: Option<&mut UpscaleModel<'_, D::Error>>,
         diffusion: &mut D,
     ) -> Result<Frames, D::Error> {
+        self.run_each(picture, segs, model, |Unit { redrawing, crop, .. }| redrawing.run(crop, diffusion))
+    }
+
+    /// Does what [`Self::run`] does, with whatever redraws a segment.
+    pub fn run_each<E: From<PixelError>>(
+        &self,
+        picture: &Frames,
+        segs: &Segs,
+        model: Option<&mut UpscaleModel<'_, E>>,
+        mut redraw: impl FnMut(Unit<'_>) -> Result<Frames, E>,
+    ) -> Result<Frames, E> {
         let mut picture = self.enlarge(picture, model)?;
-        let segs = segs.scale_match(picture.size())?;
+        let segs = segs.scale_match(picture.size(), self.reference_quirks)?;
         for (index, seg) in segs.segs.iter().enumerate() {
             if seg.cropped_mask.is_zero() {
                 continue;
             }
-            let crop = picture.crop(&seg.crop_region);
-            let noise_mask = seg.cropped_mask.feather(self.noise_mask_feather);
-            let latent = match to_at_least_8(crop.size()) {
-                size if size == crop.size() => diffusion.encode(&crop)?,
-                size => diffusion.encode(&tensor_resize(&crop, size)?)?,
+            let crop = &picture.crop(&seg.crop_region);
+            let redrawing = Redrawing {
+                size: to_at_least_8(crop.size()),
+                is_quantised: false,
+                mask: Some(&seg.cropped_mask),
+                noise_mask_feather: self.noise_mask_feather,
+                cycle: 1,
+                seed: seed_plus(self.seed, index)?,
             };
-            let latent = diffusion.sample(latent, Some(&noise_mask), seed_plus(self.seed, index)?)?;
-            let patch = back_to(crop.size(), diffusion.decode(&latent)?)?;
+            let patch = redraw(Unit { index, seg, crop, redrawing })?;
             let mask = seg.cropped_mask.feather(self.feather);
             tensor_paste(&mut picture, &patch, (seg.crop_region.x1, seg.crop_region.y1), &mask)?;
         }
         Ok(picture)
     }
-}
-
-/// Resizes what was decoded to the crop it came from, if it differs.
-fn back_to(size: Size, decoded: Frames) -> Result<Frames, PixelError> {
-    if decoded.size() == size { Ok(decoded) } else { tensor_resize(&decoded, size) }
 }
 
 /// Parameters of `SEGSDetailer` that concern pixels.
@@ -153,31 +204,45 @@ pub struct SegsDetailer {
     pub cycle: usize,
     /// The seed; the first round adds 1.
     pub seed: u64,
+    /// Does what the reference does also where it is a mistake.
+    pub reference_quirks: bool,
 }
 
 impl SegsDetailer {
     /// Redraws every segment, `batch_size` times over, and gives them with their new images. The picture stays.
     pub fn run<D: Diffusion>(&self, picture: &Frames, segs: &Segs, diffusion: &mut D) -> Result<Segs, D::Error> {
+        self.run_each(picture, segs, |Unit { redrawing, crop, .. }| redrawing.run(crop, diffusion))
+    }
+
+    /// Does what [`Self::run`] does, with whatever redraws a segment.
+    pub fn run_each<E: From<PixelError>>(
+        &self,
+        picture: &Frames,
+        segs: &Segs,
+        mut redraw: impl FnMut(Unit<'_>) -> Result<Frames, E>,
+    ) -> Result<Segs, E> {
         one_frame("SEGSDetailer", picture)?;
-        let segs = segs.scale_match(picture.size())?;
+        let segs = segs.scale_match(picture.size(), self.reference_quirks)?;
         let mut out = Segs { header: segs.header, segs: Vec::with_capacity(segs.segs.len() * self.batch_size) };
         for round in 1..=self.batch_size {
-            for seg in &segs.segs {
+            for (index, seg) in segs.segs.iter().enumerate() {
                 if seg.cropped_mask.is_zero() {
                     out.segs.push(seg.clone());
                     continue;
                 }
-                let pixels = seg.pixels(picture);
-                let redrawn = match self.size.of(pixels.size(), seg.bbox.into()).map_err(PixelError::from)? {
-                    None => pixels,
+                let crop = seg.pixels(picture);
+                let redrawn = match self.size.of(crop.size(), seg.bbox.into()).map_err(PixelError::from)? {
+                    None => crop,
                     Some(size) => {
-                        let noise_mask = self.noise_mask.then(|| seg.cropped_mask.feather(self.noise_mask_feather));
-                        let mut latent = diffusion.encode(&tensor_resize(&pixels, size)?)?;
-                        for cycle in 0..self.cycle {
-                            latent =
-                                diffusion.sample(latent, noise_mask.as_ref(), seed_plus(self.seed, round + cycle)?)?;
-                        }
-                        tensor_resize(&diffusion.decode(&latent)?, pixels.size())?
+                        let redrawing = Redrawing {
+                            size,
+                            is_quantised: true,
+                            mask: self.noise_mask.then_some(&seg.cropped_mask),
+                            noise_mask_feather: self.noise_mask_feather,
+                            cycle: self.cycle,
+                            seed: seed_plus(self.seed, round)?,
+                        };
+                        redraw(Unit { index, seg, crop: &crop, redrawing })?
                     }
                 };
                 out.segs.push(Seg { cropped_image: Some(redrawn), ..seg.clone() });
@@ -196,6 +261,8 @@ pub struct SegsDetailerAnimated {
     pub noise_mask_feather: i64,
     /// The seed, the same for every segment.
     pub seed: u64,
+    /// Does what the reference does also where it is a mistake.
+    pub reference_quirks: bool,
 }
 
 impl SegsDetailerAnimated {
@@ -205,7 +272,7 @@ impl SegsDetailerAnimated {
     /// again for each frame.)
     pub fn run<D: Diffusion>(&self, frames: &Frames, segs: &Segs, diffusion: &mut D) -> Result<Segs, D::Error> {
         let size = DetailSize { force_inpaint: true, ..self.size };
-        let mut segs = segs.scale_match(frames.size())?;
+        let mut segs = segs.scale_match(frames.size(), self.reference_quirks)?;
         for seg in &mut segs.segs {
             let pixels = seg.pixels(frames);
             if pixels.frames != frames.frames {
@@ -214,8 +281,8 @@ impl SegsDetailerAnimated {
             }
             let to = size.of(pixels.size(), seg.bbox.into()).map_err(PixelError::from)?.unwrap_or(pixels.size());
             let noise_mask = animated_noise_mask(&seg.cropped_mask, self.noise_mask_feather, to, frames.frames)?;
-            let latent = diffusion.encode(&tensor_resize(&pixels, to)?)?;
-            let latent = diffusion.sample(latent, Some(&noise_mask), self.seed)?;
+            let latent = diffusion.encode(&tensor_resize(&pixels, to)?, Some(&noise_mask))?;
+            let latent = diffusion.sample(latent, self.seed)?;
             seg.cropped_image = Some(tensor_resize(&diffusion.decode(&latent)?, pixels.size())?);
         }
         Ok(segs)
@@ -273,13 +340,13 @@ pub struct TwoSamplersMasks {
 impl TwoSamplersMasks {
     /// Resizes the mask for a latent of size `to`, corners aligned.
     ///
-    /// A mask of several frames is resized frame by frame. A single one is distorted as the reference does it: every
-    /// row becomes a layer of its own that varies along the latent's height only, and of these samplers use the first.
-    pub fn new(mask: &Mask, to: Size) -> Result<Self, PixelError> {
+    /// A mask is resized frame by frame. With `reference_quirks` a single one is distorted as the reference does it: every
+    /// row becomes a layer of its own that varies along the latent's height only, and of these samplers use the first (Q14).
+    pub fn new(mask: &Mask, to: Size, reference_quirks: bool) -> Result<Self, PixelError> {
         if to.pixels() == 0 || mask.data.is_empty() {
             return Err(PixelError::Empty { operation: "the masks of two samplers", size: to });
         }
-        let masked = if mask.frames > 1 {
+        let masked = if mask.frames > 1 || !reference_quirks {
             let frames = (0..mask.frames).flat_map(|index| aligned(mask.frame(index), mask.size(), to));
             Mask::new(mask.frames, to, frames.collect())?
         } else {

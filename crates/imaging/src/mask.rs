@@ -229,17 +229,18 @@ fn extreme(mask: &[f32], height: usize, width: usize, side: usize, pick: fn(f32,
 
 /// The part of a conditioning mask that belongs to the crop region of a segment.
 ///
-/// The columns are scaled by the ratio of the heights and the rows by that of the widths: the reference does so, and
-/// it matters only where mask and picture differ in shape. The region may be empty.
-pub fn condition_mask_region(crop_region: &Corners, picture: Size, mask: Size) -> Region {
+/// With `reference_quirks` columns are scaled by the ratio of the heights and rows by that of the widths, as the reference does
+/// (Q2): it matters only where mask and picture differ in shape. The region may be empty.
+pub fn condition_mask_region(crop_region: &Corners, picture: Size, mask: Size, reference_quirks: bool) -> Region {
     let by_height = f64::from(mask.height) / f64::from(picture.height);
     let by_width = f64::from(mask.width) / f64::from(picture.width);
+    let (by_height, by_width) = if reference_quirks { (by_width, by_height) } else { (by_height, by_width) };
     let scale = |at: i64, ratio: f64| (at as f64 * ratio).round_ties_even() as i64;
     Corners {
-        x1: scale(crop_region.x1, by_height),
-        y1: scale(crop_region.y1, by_width),
-        x2: scale(crop_region.x2, by_height),
-        y2: scale(crop_region.y2, by_width),
+        x1: scale(crop_region.x1, by_width),
+        y1: scale(crop_region.y1, by_height),
+        x2: scale(crop_region.x2, by_width),
+        y2: scale(crop_region.y2, by_height),
     }
     .within(mask)
 }

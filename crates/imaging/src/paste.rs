@@ -52,8 +52,9 @@ pub fn segs_paste(
     reference: Option<&Frames>,
     feather: i64,
     alpha: u8,
+    reference_quirks: bool,
 ) -> Result<Frames, PixelError> {
-    let segs = segs.scale_match(picture.size())?;
+    let segs = segs.scale_match(picture.size(), reference_quirks)?;
     let alpha = (f64::from(alpha) / 255.0) as f32;
     let mut index = 0;
     picture.try_map(|mut frame| {

@@ -10,7 +10,10 @@ pub mod rows;
 
 use std::str::FromStr;
 
-use domain::region::{Corners, Size};
+use domain::{
+    region::{Corners, Size},
+    resize::ResizeMethod,
+};
 
 use crate::{
     bytes::{dequantise, quantise},
@@ -26,6 +29,18 @@ pub enum ScaleMethod {
     Float(Interpolation),
     /// `lanczos`: through bytes and the 8-bit resampler.
     Lanczos,
+}
+
+impl From<ResizeMethod> for ScaleMethod {
+    fn from(method: ResizeMethod) -> Self {
+        match method {
+            ResizeMethod::NearestExact => Self::Float(Interpolation::NearestExact),
+            ResizeMethod::Bilinear => Self::Float(Interpolation::Bilinear),
+            ResizeMethod::Area => Self::Float(Interpolation::Area),
+            ResizeMethod::Bicubic => Self::Float(Interpolation::Bicubic),
+            ResizeMethod::Lanczos => Self::Lanczos,
+        }
+    }
 }
 
 impl FromStr for ScaleMethod {

@@ -6,7 +6,10 @@
 pub mod from_mask;
 pub mod tiles;
 
-use domain::region::{Corners, Size};
+use domain::{
+    region::{Corners, Size},
+    segs::scaled_region,
+};
 
 use crate::{
     bytes::{self, from_u8, to_u8},
@@ -75,24 +78,14 @@ pub fn make_crop_region(picture: Size, bbox: &Corners, crop_factor: f64, crop_mi
 }
 
 impl Segs {
-    /// The segments for a picture of size `to`.
+    /// The segments for a picture of size `to`; where regions come to lie, [`domain::segs::scaled`] says.
     ///
-    /// The first corner of a region is scaled by the ratio of the widths and the second by that of the heights, as the
-    /// reference does: harmless where the ratios are equal, and where they are not a region may come out empty, which
-    /// is refused.
-    pub fn scale_match(&self, to: Size) -> Result<Self, PixelError> {
+    /// A region may come out empty, which is refused.
+    pub fn scale_match(&self, to: Size, reference_quirks: bool) -> Result<Self, PixelError> {
         if self.header == to || self.header.pixels() == 0 {
             return Ok(self.clone());
         }
-        let by_width = f64::from(to.width) / f64::from(self.header.width);
-        let by_height = f64::from(to.height) / f64::from(self.header.height);
-        let scale = |at: i64, ratio: f64| (at as f64 * ratio) as i64;
-        let corners = |region: &Corners| Corners {
-            x1: scale(region.x1, by_width),
-            y1: scale(region.y1, by_width),
-            x2: scale(region.x2, by_height),
-            y2: scale(region.y2, by_height),
-        };
+        let corners = |region: &Corners| scaled_region(*region, self.header, to, reference_quirks);
         let seg = |seg: &Seg| {
             let crop_region = corners(&seg.crop_region);
             let size = crop_region.size()?;
@@ -207,7 +200,7 @@ mod tests {
     #[test]
     fn a_region_that_scaling_turns_inside_out_is_refused() {
         let segs = Segs { header: Size::new(100, 100), segs: vec![seg(Corners::new(50, 0, 60, 10), 1.0)] };
-        let refused = segs.scale_match(Size::new(200, 50)).unwrap_err();
+        let refused = segs.scale_match(Size::new(200, 50), true).unwrap_err();
         assert_eq!(refused.to_string(), "the region (100, 0, 30, 5) of a segment is empty");
     }
 

@@ -7,7 +7,8 @@
 //! - [`text`] makes of a prompt what a network is conditioned with; [`conditioning`] says where, when and how strongly it counts.
 //! - [`guidance`] is one call of the denoiser: all prompts, areas and masks of a noise level.
 //! - [`samplers`] go from noise to a latent, down the noise levels that [`schedule`] chooses, with the noise of [`random`].
-//! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do.
+//! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do; [`redraw`] takes these from
+//!   pixels to pixels.
 //!
 //! [`contents`] says what a file holds.
 //!
@@ -24,6 +25,7 @@ pub mod guidance;
 pub mod lora;
 pub mod model;
 pub mod random;
+pub mod redraw;
 pub mod samplers;
 pub mod sampling;
 pub mod schedule;

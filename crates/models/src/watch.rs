@@ -27,12 +27,13 @@ impl Watch for Unwatched {
 }
 
 /// A part of a computation, as whoever follows the whole hears of it.
-pub(crate) struct Share<'a> {
-    pub(crate) watch: &'a dyn Watch,
+pub struct Share<'a> {
+    /// Who follows the whole.
+    pub watch: &'a dyn Watch,
     /// The fraction of the whole that is behind us when the part begins.
-    pub(crate) from: f64,
+    pub from: f64,
     /// The fraction of the whole that the part is.
-    pub(crate) part: f64,
+    pub part: f64,
 }
 
 impl Watch for Share<'_> {

@@ -8,6 +8,9 @@ mod schedules;
 mod stored;
 mod text;
 
+pub(super) use models::backend;
+pub(super) use networks::to_device;
+
 use super::pixels::Op;
 
 /// Every operation that can be replayed.

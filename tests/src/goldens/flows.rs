@@ -33,25 +33,25 @@ struct StandIn {
 }
 
 impl Diffusion for StandIn {
-    type Latent = Frames;
+    type Latent = (Frames, Option<Mask>);
     type Error = Failure;
 
-    fn encode(&mut self, pixels: &Frames) -> Result<Frames, Failure> {
-        Ok(pixels.crop(&multiples_of_8(pixels.size()).into()))
+    fn encode(&mut self, pixels: &Frames, noise_mask: Option<&Mask>) -> Result<Self::Latent, Failure> {
+        Ok((pixels.crop(&multiples_of_8(pixels.size()).into()), noise_mask.cloned()))
     }
 
-    fn sample(&mut self, latent: Frames, noise_mask: Option<&Mask>, seed: u64) -> Result<Frames, Failure> {
+    fn sample(&mut self, (latent, noise_mask): Self::Latent, seed: u64) -> Result<Self::Latent, Failure> {
         self.calls.push(json!({
             "seed": seed,
             "size_hw": [latent.height, latent.width],
             "batch": latent.frames,
             "has_mask": noise_mask.is_some(),
         }));
-        self.noise_masks.extend(noise_mask.cloned());
-        Ok(latent.map(|x| 1.0 - x))
+        self.noise_masks.extend(noise_mask.clone());
+        Ok((latent.map(|x| 1.0 - x), noise_mask))
     }
 
-    fn decode(&mut self, latent: &Frames) -> Result<Frames, Failure> {
+    fn decode(&mut self, (latent, _): &Self::Latent) -> Result<Frames, Failure> {
         Ok(latent.clone())
     }
 }
@@ -79,6 +79,7 @@ fn segs_upscaler(case: &Case, whole: bool) -> anyhow::Result<SegsUpscaler> {
         feather: if whole { case.param("feather")? } else { 0 },
         noise_mask_feather: if whole { case.param("noise_mask_feather")? } else { 0 },
         seed: if whole { case.param("seed")? } else { 0 },
+        reference_quirks: true,
     })
 }
 
@@ -136,6 +137,7 @@ pub fn segs_detailer_flow(case: &Case, tensors: &Tensors) -> Answer {
         batch_size: case.param("batch_size")?,
         cycle: case.param("cycle")?,
         seed: case.param("seed")?,
+        reference_quirks: true,
     };
     let mut diffusion = StandIn::default();
     let segs = node.run(&picture, &segs_param(case, tensors)?, &mut diffusion)?;
@@ -148,6 +150,7 @@ pub fn segs_detailer_animated_flow(case: &Case, tensors: &Tensors) -> Answer {
         size: detail_size(case, true)?,
         noise_mask_feather: case.param("noise_mask_feather")?,
         seed: case.param("seed")?,
+        reference_quirks: true,
     };
     let mut diffusion = StandIn::default();
     let segs = node.run(&frames, &segs_param(case, tensors)?, &mut diffusion)?;
@@ -183,7 +186,7 @@ pub fn schedule_row(row: &Value) -> Result<Value, Failure> {
 pub fn two_samplers_masks(case: &Case, tensors: &Tensors) -> Answer {
     let mask = to_mask(case.input(tensors, "mask")?)?;
     let to = to_size(case.param("latent_hw")?);
-    let masks = TwoSamplersMasks::new(&mask, to)?;
+    let masks = TwoSamplersMasks::new(&mask, to, true)?;
     let (height, width) = (to.height as usize, to.width as usize);
     // Attached: the layers of a single mask are channels, several masks are a batch. Used: the first, for 4 channels.
     let attached = |layers: &Mask| {

@@ -176,7 +176,14 @@ fn upscaler_size_row(row: &Value) -> Result<Value, Failure> {
         rescale_factor: f64,
     }
     let Row { image_hw, rescale_factor } = segs::read_row(row)?;
-    let node = SegsUpscaler { rescale_factor, supersample: false, feather: 0, noise_mask_feather: 0, seed: 0 };
+    let node = SegsUpscaler {
+        rescale_factor,
+        supersample: false,
+        feather: 0,
+        noise_mask_feather: 0,
+        seed: 0,
+        reference_quirks: true,
+    };
     let size = node.size(to_size(image_hw))?;
     Ok(json!({"out_hw": [size.height, size.width]}))
 }

@@ -169,7 +169,7 @@ pub fn condition_mask_row(row: &Value) -> Result<Value, Failure> {
         region: [i64; 4],
     }
     let Row { image_hw, mask_hw, region } = read_row(row)?;
-    let cut = condition_mask_region(&corners(region), to_size(image_hw), to_size(mask_hw));
+    let cut = condition_mask_region(&corners(region), to_size(image_hw), to_size(mask_hw), true);
     let first = (cut.size().pixels() > 0).then(|| u64::from(cut.y) * mask_hw[1] as u64 + u64::from(cut.x));
     Ok(json!({"out_hw": [cut.height, cut.width], "first": first}))
 }
@@ -236,7 +236,7 @@ fn enlarged(mask: &Mask, times: usize) -> Mask {
 
 pub fn segs_scale_match(case: &Case, tensors: &Tensors) -> Answer {
     let target = to_size(case.param("target_hw")?);
-    Ok(put_segs(Got::default(), case, &segs_param(case, tensors)?.scale_match(target)?))
+    Ok(put_segs(Got::default(), case, &segs_param(case, tensors)?.scale_match(target, true)?))
 }
 
 pub fn segs_to_combined_mask(case: &Case, tensors: &Tensors) -> Answer {
@@ -275,7 +275,8 @@ pub fn segs_paste(case: &Case, tensors: &Tensors) -> Answer {
     let reference: Option<Frames> =
         if case.has_input("ref_image") { Some(to_frames(case.input(tensors, "ref_image")?)?) } else { None };
     let (segs, feather, alpha) = (segs_param(case, tensors)?, case.param("feather")?, case.param("alpha")?);
-    Ok(Got::default().tensor("image", frames_tensor(&paste(&picture, &segs, reference.as_ref(), feather, alpha)?)))
+    Ok(Got::default()
+        .tensor("image", frames_tensor(&paste(&picture, &segs, reference.as_ref(), feather, alpha, true)?)))
 }
 
 /// The bytes of two masks, joined.

@@ -1,32 +1,40 @@
 //! Loaded models by key, the least recently used dropped when there are too many bytes of them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-/// Values by key. What is in use stays alive with its users, even when it is dropped from here.
+/// Values of any types by type and key. What is in use stays alive with its users, even when it is dropped from here.
 #[derive(Debug)]
-pub struct Cache<K, T> {
+pub struct Cache<K> {
     limit_bytes: u64,
     /// The one used last comes last.
-    entries: Mutex<Vec<Entry<K, T>>>,
+    entries: Mutex<Vec<Entry<K>>>,
     /// Held while a value is made, so that no two threads make the same one.
     making: Mutex<()>,
 }
 
 #[derive(Debug)]
-struct Entry<K, T> {
+struct Entry<K> {
     key: K,
     size_bytes: u64,
-    value: Arc<T>,
+    value: Arc<dyn Any + Send + Sync>,
 }
 
-impl<K: Copy + PartialEq, T> Cache<K, T> {
+impl<K: Clone + PartialEq> Cache<K> {
     /// A cache that keeps at most `limit_bytes`, but always the value used last.
     pub fn new(limit_bytes: u64) -> Self {
         Self { limit_bytes, entries: Mutex::default(), making: Mutex::default() }
     }
 
-    /// The value of `key`; `make` makes it if it is not here, and says how many bytes it takes.
-    pub fn get_or_make<E>(&self, key: K, make: impl FnOnce() -> Result<(T, u64), E>) -> Result<Arc<T>, E> {
+    /// The value of `key`; `make` makes it if it is not here, and says how many bytes it takes. Nothing may be made while
+    /// something is being made.
+    pub fn get_or_make<T: Any + Send + Sync, E>(
+        &self,
+        key: &K,
+        make: impl FnOnce() -> Result<(T, u64), E>,
+    ) -> Result<Arc<T>, E> {
         if let Some(value) = self.get(key) {
             return Ok(value);
         }
@@ -37,7 +45,7 @@ impl<K: Copy + PartialEq, T> Cache<K, T> {
         let (value, size_bytes) = make()?;
         let value = Arc::new(value);
         let mut entries = lock(&self.entries);
-        entries.push(Entry { key, size_bytes, value: value.clone() });
+        entries.push(Entry { key: key.clone(), size_bytes, value: value.clone() });
         let mut total: u64 = entries.iter().map(|entry| entry.size_bytes).sum();
         while total > self.limit_bytes && entries.len() > 1 {
             total -= entries.remove(0).size_bytes;
@@ -47,16 +55,16 @@ impl<K: Copy + PartialEq, T> Cache<K, T> {
 
     /// What is here, the value used last first. Never waits for one that is being made.
     pub fn keys(&self) -> Vec<K> {
-        lock(&self.entries).iter().rev().map(|entry| entry.key).collect()
+        lock(&self.entries).iter().rev().map(|entry| entry.key.clone()).collect()
     }
 
-    fn get(&self, key: K) -> Option<Arc<T>> {
+    fn get<T: Any + Send + Sync>(&self, key: &K) -> Option<Arc<T>> {
         let mut entries = lock(&self.entries);
-        let place = entries.iter().position(|entry| entry.key == key)?;
+        let place = entries.iter().position(|entry| entry.key == *key && entry.value.is::<T>())?;
         let entry = entries.remove(place);
         let value = entry.value.clone();
         entries.push(entry);
-        Some(value)
+        value.downcast().ok()
     }
 }
 
@@ -79,7 +87,7 @@ mod tests {
                 makings.push(letter);
                 Ok::<_, Infallible>((letter, size_bytes))
             };
-            assert_eq!(*cache.get_or_make(letter, make).unwrap(), letter);
+            assert_eq!(*cache.get_or_make(&letter, make).unwrap(), letter);
         }
         assert_eq!(makings, made, "{asked}");
         assert_eq!(cache.keys(), left.chars().collect::<Vec<_>>(), "{asked}");
@@ -95,9 +103,20 @@ mod tests {
     }
 
     #[test]
+    fn values_of_different_types_share_a_key_and_the_room() {
+        let cache = Cache::new(10);
+        let make = |word: &'static str| move || Ok::<_, Infallible>((word, 6));
+        assert_eq!(*cache.get_or_make(&'a', make("one")).unwrap(), "one");
+        assert_eq!(*cache.get_or_make(&'a', || Ok::<_, Infallible>((1_u8, 4))).unwrap(), 1);
+        assert_eq!(*cache.get_or_make(&'a', make("two")).unwrap(), "one");
+        assert_eq!(*cache.get_or_make(&'b', make("three")).unwrap(), "three");
+        assert_eq!(cache.keys(), ['b'], "what was used before it would not leave room for it");
+    }
+
+    #[test]
     fn what_could_not_be_made_is_not_kept() {
-        let cache = Cache::<_, ()>::new(10);
-        assert_eq!(cache.get_or_make('a', || Err("no")), Err("no"));
+        let cache = Cache::new(10);
+        assert_eq!(cache.get_or_make::<(), _>(&'a', || Err("no")), Err("no"));
         assert!(cache.keys().is_empty());
     }
 }

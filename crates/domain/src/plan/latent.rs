@@ -6,7 +6,7 @@
 use crate::{
     digest::Digest,
     job::Picture,
-    nodes::{LatentSource, LatentUpscale, PipedSampler, Samplers, TwoSamplers},
+    nodes::{LatentSource, LatentUpscale, Samplers},
     picture::{Color, Format, Sample},
     pipe::PixelsRef,
     plan::{Needs, Plan, PlanError, place, segs::picture_encoding, whole},
@@ -105,23 +105,15 @@ impl Chain<'_> {
 
 /// What step `k` does.
 fn step(job: &LatentUpscale, k: u32, to: Size) -> LatentWork {
-    let run = |sampler: &PipedSampler, part| LatentRun {
-        sampler: sampler.at_step(k, job.steps),
-        basic_pipe: sampler.basic_pipe.nameless(),
-        part,
+    let run = |(role, sampler, part)| {
+        let basic_pipe = job.samplers.of(role).basic_pipe.nameless();
+        LatentRun { sampler, basic_pipe, part }
     };
-    let (runs, mask) = match &job.samplers {
-        Samplers::One(sampler) => (vec![run(sampler, LatentPart::Whole)], None),
-        Samplers::Two(two) => {
-            let TwoSamplers { base_sampler, mask_sampler, full_sampler, full_sample_schedule, mask } = &**two;
-            if full_sample_schedule.is_full(k, job.steps) {
-                let full = full_sampler.as_ref().unwrap_or(base_sampler);
-                (vec![run(base_sampler, LatentPart::Whole), run(full, LatentPart::Whole)], None)
-            } else {
-                let both = [(base_sampler, LatentPart::NotMasked), (mask_sampler, LatentPart::Masked)];
-                (both.map(|(sampler, part)| run(sampler, part)).into(), Some(*mask))
-            }
-        }
+    let runs: Vec<LatentRun> = job.runs(k).into_iter().map(run).collect();
+    let has_mask = runs.iter().any(|run| run.part != LatentPart::Whole);
+    let mask = match &job.samplers {
+        Samplers::Two(two) if has_mask => Some(two.mask),
+        Samplers::Two(_) | Samplers::One(_) => None,
     };
     LatentWork::Step { to, runs, mask }
 }
@@ -130,7 +122,7 @@ fn step(job: &LatentUpscale, k: u32, to: Size) -> LatentWork {
 mod tests {
     use super::*;
     use crate::{
-        nodes::{FullSamplerSchedule, PkHook, StepMode},
+        nodes::{FullSamplerSchedule, PipedSampler, PkHook, StepMode, TwoSamplers},
         pipe::MaskRef,
         plan::segs::tests::{picture, pipe, rendering, weights},
         resize::ResizeMethod,

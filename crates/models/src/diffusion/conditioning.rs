@@ -7,6 +7,8 @@ use weights::detect::diffusion::{REFINER_SIZES, SDXL_SIZES};
 
 use super::{
     controlnet::ControlNet,
+    generate::Pixels,
+    redraw::mask_tensor,
     text::{
         error::TextError,
         size::{AESTHETIC_NEGATIVE, AESTHETIC_POSITIVE, RefinerSize, SdxlSize},
@@ -58,6 +60,15 @@ impl Conditioning {
             control_apply_to_uncond: false,
             concat: None,
         }
+    }
+
+    /// This prompt where a mask holds, more or less (`ConditioningSetMask`).
+    ///
+    /// # Errors
+    /// If the mask has no pixels.
+    pub fn with_mask(self, mask: &Pixels, strength: f64, set_area_to_bounds: bool) -> Result<Self> {
+        let mask = ConditioningMask { mask: mask_tensor(mask)?, strength, set_area_to_bounds };
+        Ok(Self { mask: Some(mask), ..self })
     }
 
     /// The mean of this and another prompt (`ConditioningAverage`): `strength` of this one, the rest of `from`, of which only

@@ -19,6 +19,11 @@ pub enum Levels {
     Scheduler(&'static Scheduler),
     /// A scheduler function that always gives these (`scheduler_func`): highest first, not shortened for any sampler.
     Given(Vec<f32>),
+    /// The GITS table, of which a `denoise` below 1 keeps the end (`GITSSchedulerFuncProvider`): not shortened for any sampler.
+    Gits {
+        /// How much is kept, 0 to 1.
+        denoise: f64,
+    },
 }
 
 impl Levels {
@@ -30,6 +35,12 @@ impl Levels {
         match self {
             Self::Scheduler(scheduler) => schedule::whole(model, scheduler, total, sampler.drops_penultimate),
             Self::Given(sigmas) => Ok(sigmas.clone()),
+            Self::Gits { denoise } if *denoise <= 0.0 => Ok(Vec::new()),
+            Self::Gits { denoise } => {
+                let mut sigmas = schedule::whole(model, schedule::scheduler("GITS[coeff=1.2]")?, total, false)?;
+                let kept = (total as f64 * denoise.min(1.0)).round_ties_even() as usize;
+                Ok(sigmas.split_off(sigmas.len().saturating_sub(kept + 1)))
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     controlnet::ControlNet,
     guidance::Prompts,
     model::{File, LoadError, Model, ModelFiles},
+    redraw::{mask_tensor, memory_bytes},
     samplers::{self, SampleError, Sampler},
     sampling::{KSampler, Latent, Task, ksampler},
     schedule::{self, ScheduleError, Scheduler},
@@ -25,24 +26,26 @@ use crate::{
 };
 use weights::detect::diffusion::Purpose;
 
-/// A picture, or several numbers for each place of one.
+/// Pictures of one size, or masks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
+    /// How many there are.
+    pub frames: usize,
     /// Rows.
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// Values from 0 to 1, [height, width, 3]; of a mask [height, width].
+    /// Values from 0 to 1, [frames, height, width, 3]; of masks [frames, height, width].
     pub values: Vec<f32>,
 }
 
 impl Pixels {
-    /// The picture as a tensor, [1, height, width, 3].
-    fn picture(&self, name: &'static str) -> ModelResult<Tensor> {
-        self.tensor(name, &[1, self.height, self.width, 3])
+    /// The pictures as a tensor, [frames, height, width, 3].
+    pub(super) fn picture(&self, name: &'static str) -> ModelResult<Tensor> {
+        self.tensor(name, &[self.frames, self.height, self.width, 3])
     }
 
-    fn tensor(&self, name: &'static str, shape: &[usize]) -> ModelResult<Tensor> {
+    pub(super) fn tensor(&self, name: &'static str, shape: &[usize]) -> ModelResult<Tensor> {
         let found = self.values.len();
         if found == 0 || found != shape.iter().product::<usize>() {
             return Err(ModelError::Tensor { name, wanted: shape.to_vec(), found: vec![found] });
@@ -50,10 +53,10 @@ impl Pixels {
         Ok(Tensor::from_vec(self.values.clone(), shape, &Device::Cpu)?)
     }
 
-    fn of(picture: &Tensor) -> ModelResult<Self> {
-        let (_, _, height, width) = picture.dims4()?;
+    pub(super) fn of(picture: &Tensor) -> ModelResult<Self> {
+        let (frames, _, height, width) = picture.dims4()?;
         let values = picture.to_device(&Device::Cpu)?.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Self { height, width, values })
+        Ok(Self { frames, height, width, values })
     }
 }
 
@@ -362,16 +365,19 @@ impl Checked<'_> {
         stopped()?;
         let model = Model::load(files, backend)?;
         let vae = model.vae.as_deref().ok_or(GenerateError::Lacks { part: "VAE" })?;
-        let controls = request.controls.iter().map(|control| load(control, files, &model)).collect::<Result<_, _>>()?;
+        let load = |control| load(control, files, &model);
+        let controls = request.controls.iter().map(load).collect::<Result<Vec<_>, _>>()?;
         let mut notes: Vec<String> = model.unused.iter().map(ToString::to_string).collect();
         stopped()?;
 
-        let memory_bytes = memory_bytes(&model, vae, request);
+        let nets = controls.iter().map(|control: &Control| &*control.net);
+        let encodes = matches!(request.start, Start::Picture(_));
+        let memory_bytes = memory_bytes(&model, nets, request.start.size(), encodes, request.vae_tile);
         stage(Stage::Encoding { memory_bytes });
         let mut positive = encode(&model, &request.positive, "positive", request, watch, &mut notes)?;
         let mut negative = encode(&model, &request.negative, "negative", request, watch, &mut notes)?;
         for side in [&mut positive, &mut negative] {
-            side.controls = Vec::clone(&controls);
+            side.controls = controls.clone();
         }
         let (latent, concat) = self.start(&model, vae, watch, &mut notes)?;
         for side in [&mut positive, &mut negative] {
@@ -430,7 +436,7 @@ impl Checked<'_> {
         let Some(mask) = &request.mask else {
             return Ok((Latent::new(encode_picture(vae, &picture, request.vae_tile, watch)?), None));
         };
-        let mask = mask.tensor("mask", &[1, mask.height, mask.width])?;
+        let mask = mask_tensor(mask)?;
         if model.purpose == Purpose::Inpaint {
             let inpaint = vae.encode_for_inpaint_model(&picture, &mask, watch)?;
             let mask = inpaint.concat_mask.squeeze(1).map_err(ModelError::from)?;
@@ -515,27 +521,4 @@ fn decode(
         }
         decoded => decoded,
     }
-}
-
-/// The bytes that the largest call takes beside the weights.
-fn memory_bytes(model: &Model, vae: &Vae, request: &Request) -> u64 {
-    /// Prompts are one chunk each, or so.
-    const TOKENS: usize = 77;
-    let (engine, scale) = (model.backend.engine(), vae.layout().scale());
-    let (height, width) = request.start.size();
-    let (h, w) = (height / scale, width / scale);
-    // Both sides of guidance go as one batch.
-    let unet = model.unet.layout().call_bytes(engine, 2, h, w, TOKENS);
-    let picture = (h * w * scale * scale * vae.layout().in_channels * 4) as u64;
-    let (cells_h, cells_w, kept) = match request.vae_tile {
-        None => (h, w, 0),
-        // A tile of any pass has as many numbers as one of the last.
-        Some(tile) => (h.min(tile / scale), w.min(tile / scale), 2 * picture),
-    };
-    let decode = kept + vae.layout().decode_bytes(engine, 1, cells_h, cells_w);
-    let encode = match request.start {
-        Start::Noise { .. } => 0,
-        Start::Picture(_) => kept + vae.layout().encode_bytes(engine, 1, cells_h * scale, cells_w * scale),
-    };
-    unet.max(decode).max(encode)
 }

@@ -40,7 +40,7 @@ fn files(model: Model) -> ModelFiles {
 
 fn pixels(height: usize, width: usize) -> Pixels {
     let values = (0..height * width * 3).map(|i| (i % 17) as f32 / 16.0).collect();
-    Pixels { height, width, values }
+    Pixels { frames: 1, height, width, values }
 }
 
 fn request() -> Request {
@@ -85,7 +85,7 @@ fn a_seed_makes_one_picture_and_stages_come_in_order() {
 #[test]
 fn a_mask_keeps_what_it_does_not_cover() {
     let picture = pixels(32, 35);
-    let mut mask = Pixels { height: 32, width: 35, values: vec![0.0; 32 * 35] };
+    let mut mask = Pixels { frames: 1, height: 32, width: 35, values: vec![0.0; 32 * 35] };
     let start = Start::Picture(picture);
     let plain = Request { start, denoise: 0.5, ..request() };
     for model in [Model::Sd1, Model::Sd1Inpaint] {
@@ -144,7 +144,7 @@ fn what_makes_no_sense_is_refused_before_a_file_is_read() {
     assert_eq!(refusal(Request { cfg: f64::NAN, ..request() }), "cfg is NaN, but must be a finite number");
     let start = Start::Noise { height: 7, width: 16 };
     assert_eq!(refusal(Request { start, ..request() }), "height is 7, but must be at least 8 pixels");
-    let mask = Pixels { height: 16, width: 16, values: vec![1.0; 256] };
+    let mask = Pixels { frames: 1, height: 16, width: 16, values: vec![1.0; 256] };
     assert!(refusal(Request { mask: Some(mask.clone()), ..request() }).starts_with("a mask says"));
     let start = Start::Picture(pixels(16, 24));
     assert_eq!(

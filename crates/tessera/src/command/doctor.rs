@@ -15,7 +15,7 @@ use service::{
 };
 use tokio::task::spawn_blocking;
 use weights::{builtin::BUILTIN, checkpoint::Checkpoint, detect::detect};
-use worker::engine::upscale::UpscaleEngine;
+use worker::engine::device::DeviceEngine;
 
 use crate::{
     cache,
@@ -177,7 +177,7 @@ async fn check_models() -> anyhow::Result<String> {
 
 async fn check_device(worker: config::Worker) -> anyhow::Result<String> {
     let (device, cpu) = (worker.device, worker.cpu);
-    let opened = spawn_blocking(move || UpscaleEngine::open(device, cpu.as_deref(), 0)).await?;
+    let opened = spawn_blocking(move || DeviceEngine::open(device, cpu.as_deref(), 0)).await?;
     let engine = opened.map_err(|error| {
         let error = error.context(format!("the device `{device}` cannot be used"));
         if report::hint_of(&error).is_some() {

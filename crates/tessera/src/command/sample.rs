@@ -36,7 +36,7 @@ use service::{
 };
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use worker::engine::upscale::open_processor;
+use worker::engine::device::open_processor;
 
 use crate::{
     cli::{ControlImage, Precision, Sample},
@@ -185,9 +185,9 @@ fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
         })
     };
     let mask = |path: &PathBuf| -> anyhow::Result<_> {
-        let Pixels { height, width, values } = read(path, limits)?;
+        let Pixels { frames, height, width, values } = read(path, limits)?;
         // White covers, in red as in every other channel.
-        Ok(Pixels { height, width, values: values.into_iter().step_by(3).collect() })
+        Ok(Pixels { frames, height, width, values: values.into_iter().step_by(3).collect() })
     };
     Ok(Request {
         positive: args.prompt.clone(),
@@ -225,7 +225,7 @@ fn read(path: &Path, limits: &Limits) -> anyhow::Result<Pixels> {
     let window = Window { x: 0, y: 0, width: info.width, height: info.height };
     let parts: Vec<&[u8]> = bands.iter().map(Vec::as_slice).collect();
     let cut = raster.cut(window, &parts).with_context(context)?;
-    Ok(Pixels { height: info.height as usize, width: info.width as usize, values: cut.rgb })
+    Ok(Pixels { frames: 1, height: info.height as usize, width: info.width as usize, values: cut.rgb })
 }
 
 fn format_of(path: &Path) -> anyhow::Result<Format> {

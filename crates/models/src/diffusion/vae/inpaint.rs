@@ -39,7 +39,7 @@ impl Vae {
     /// # Errors
     /// If pictures and mask do not fit the network or each other, `watch` says to stop, or the device fails.
     pub fn encode_for_inpaint(&self, pictures: &Tensor, mask: &Tensor, grow: usize, watch: &dyn Watch) -> Result<Grey> {
-        let (pictures, mask) = self.crop_both(pictures, mask)?;
+        let (pictures, mask) = self.crop_with_mask(pictures, mask)?;
         let rounded = rounded(&mask)?;
         let latents = self.encode(&greyed(&pictures, &rounded)?, watch)?;
         Ok(Grey { latents, noise_mask: grown(&rounded, grow)? })
@@ -53,15 +53,19 @@ impl Vae {
     /// # Errors
     /// If pictures and mask do not fit the network or each other, `watch` says to stop, or the device fails.
     pub fn encode_for_inpaint_model(&self, pictures: &Tensor, mask: &Tensor, watch: &dyn Watch) -> Result<Inpaint> {
-        let (pictures, concat_mask) = self.crop_both(pictures, mask)?;
+        let (pictures, concat_mask) = self.crop_with_mask(pictures, mask)?;
         let grey = greyed(&pictures, &rounded(&concat_mask)?)?;
         let half = |from| Share { watch, from, part: 0.5 };
         let concat_latent_image = self.encode(&grey, &half(0.0))?;
         Ok(Inpaint { concat_latent_image, concat_mask, latents: self.encode(&pictures, &half(0.5))? })
     }
 
-    /// Brings the mask to the size of the pictures, [n, 1, h, w], and cuts both.
-    fn crop_both(&self, pictures: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Brings a mask, [n, h', w'], n being 1 or b, to the size of pictures, [b, c, h, w], and cuts both as [`Self::crop`] does: the
+    /// mask becomes [n, 1, h, w].
+    ///
+    /// # Errors
+    /// If pictures and mask do not fit each other, or the device fails.
+    pub fn crop_with_mask(&self, pictures: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, _, h, w) = pictures.dims4()?;
         let n = match *mask.dims() {
             [n, rows, columns] if (n == 1 || n == b) && rows * columns > 0 => n,
