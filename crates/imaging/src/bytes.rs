@@ -37,6 +37,16 @@ pub fn dequantise(bytes: &[u8]) -> Vec<f32> {
     bytes.iter().map(|&byte| from_u8(byte)).collect()
 }
 
+/// The `f32` samples that lie in the store as little-endian bytes; what is left over of a last one is dropped.
+pub fn from_le(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&sample| f32::from_le_bytes(sample)).collect()
+}
+
+/// The little-endian bytes of `f32` samples, as they lie in the store.
+pub fn to_le(samples: &[f32]) -> Vec<u8> {
+    samples.iter().flat_map(|sample| sample.to_le_bytes()).collect()
+}
+
 /// Joins the bytes of `samples` to `into` by bitwise OR, which is how masks are united: not the maximum.
 ///
 /// # Panics

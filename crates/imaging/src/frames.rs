@@ -2,8 +2,11 @@
 
 use domain::{
     region::{Corners, EmptyRegion, Region, Size},
+    tiles::BadTiling,
     working::EmptyBox,
 };
+
+use crate::raster::RasterError;
 
 /// Why an operation on pixels was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -113,6 +116,38 @@ pub enum PixelError {
         seed: u64,
         /// What was to be added.
         step: u64,
+    },
+    /// The tiles of a picture cannot be laid.
+    #[error("the tiles cannot be laid")]
+    Tiling(#[from] BadTiling),
+    /// A window of a decoded picture cannot be cut.
+    #[error("the decoded picture cannot be cut")]
+    Raster(#[from] RasterError),
+    /// What was read from the store is not what was asked for.
+    #[error("{want} pieces of the store are wanted, not {got}")]
+    Pieces {
+        /// How many were asked for.
+        want: usize,
+        /// How many came.
+        got: usize,
+    },
+    /// A piece of the store of the wrong length.
+    #[error("{got} bytes came of `{key}` instead of {want}")]
+    PieceLength {
+        /// Where it lies.
+        key: String,
+        /// How many were asked for.
+        want: u64,
+        /// How many came.
+        got: u64,
+    },
+    /// Numbers that no picture can be made of.
+    #[error("`{key}` holds a sample that is {sample}")]
+    NotFinite {
+        /// Where it lies.
+        key: String,
+        /// The first such number: infinite, or none at all.
+        sample: f32,
     },
     /// A name that is none of ours.
     #[error("`{name}` is not a {what}: {want} is wanted")]

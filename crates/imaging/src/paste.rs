@@ -32,13 +32,21 @@ pub fn tensor_paste(picture: &mut Frames, patch: &Frames, (x, y): (i64, i64), ma
     for row in 0..region.height as usize {
         let start = (region.y as usize + row) * stride + region.x as usize * channels;
         let old = &mut picture.data[start..][..region.width as usize * channels];
-        let new = &patch.data[row * patch.row_len()..];
-        let weights = &mask.data[row * mask.width..];
-        for ((old, new), &m) in old.chunks_exact_mut(channels).zip(new.chunks_exact(channels)).zip(weights) {
-            old.iter_mut().zip(new).for_each(|(old, new)| *old = (1.0 - m) * *old + m * new);
-        }
+        lay(old, &patch.data[row * patch.row_len()..], &mask.data[row * mask.width..], channels);
     }
     Ok(())
+}
+
+/// Lays the pixels `new` over as many `old` ones, one weight each.
+pub(crate) fn lay(old: &mut [f32], new: &[f32], weights: &[f32], channels: usize) {
+    for ((old, new), &m) in old.chunks_exact_mut(channels).zip(new.chunks_exact(channels)).zip(weights) {
+        old.iter_mut().zip(new).for_each(|(old, new)| *old = (1.0 - m) * *old + m * new);
+    }
+}
+
+/// How much is covered at an `alpha` of 0..=255.
+pub(crate) fn opacity(alpha: u8) -> f32 {
+    (f64::from(alpha) / 255.0) as f32
 }
 
 /// `SEGSPaste`: lays every segment's image over every frame, in list order, so that later ones see earlier ones.
@@ -55,7 +63,7 @@ pub fn segs_paste(
     reference_quirks: bool,
 ) -> Result<Frames, PixelError> {
     let segs = segs.scale_match(picture.size(), reference_quirks)?;
-    let alpha = (f64::from(alpha) / 255.0) as f32;
+    let alpha = opacity(alpha);
     let mut index = 0;
     picture.try_map(|mut frame| {
         for seg in &segs.segs {

@@ -1,12 +1,13 @@
 //! Resizing (reference: pixels.md, section 6): which sizes are meant, and whole pictures through the resamplers.
 //!
 //! [`float`] and [`bytes8`] hold the two kernels, both usable in windows of rows; [`rows`] runs either over a picture
-//! that comes row by row.
+//! that comes row by row, [`window`] makes a part of a picture.
 
 pub mod bytes8;
 pub mod float;
 pub mod level;
 pub mod rows;
+pub mod window;
 
 use std::str::FromStr;
 

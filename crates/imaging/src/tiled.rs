@@ -9,10 +9,10 @@ use std::ops::Range;
 
 use domain::{
     region::{Region, Size},
-    tiles::Tile,
+    tiles::{Tile, TileGrid},
 };
 
-use crate::frames::{Frames, PixelError};
+use crate::frames::{Frames, PixelError, crop_rows};
 
 /// How tiles fade towards their edges along one axis: the factors that each line is multiplied by.
 ///
@@ -68,7 +68,7 @@ impl From<&Tile> for Placement {
 pub struct BandBlender {
     picture: Size,
     channels: usize,
-    rows: Range<u32>,
+    window: Region,
     sums: Vec<f32>,
     weights: Vec<f32>,
 }
@@ -76,8 +76,13 @@ pub struct BandBlender {
 impl BandBlender {
     /// A band of the rows `rows` of an output picture, with nothing in it yet.
     pub fn new(picture: Size, channels: usize, rows: Range<u32>) -> Self {
-        let pixels = picture.width as usize * rows.len();
-        Self { picture, channels, rows, sums: vec![0.0; pixels * channels], weights: vec![0.0; pixels] }
+        Self::window(picture, channels, Region::new(0, rows.start, picture.width, rows.len() as u32))
+    }
+
+    /// Only the pixels of `window` of an output picture.
+    pub fn window(picture: Size, channels: usize, window: Region) -> Self {
+        let pixels = window.size().pixels() as usize;
+        Self { picture, channels, window, sums: vec![0.0; pixels * channels], weights: vec![0.0; pixels] }
     }
 
     /// Adds rows of a tile, `[row][column][channel]`, of which the first is the tile's row `first_row`.
@@ -94,16 +99,20 @@ impl BandBlender {
             let size = Size::new(region.width, region.height.saturating_sub(first_row));
             return Err(PixelError::Length { got: rows.len(), frames: 1, size, channels: self.channels });
         }
+        let window = self.window;
+        let Some(shared) = window.intersection(&region) else { return Ok(()) };
         let down = Ramp::new(region.height as usize, tile.feather_rows as usize);
         let across = Ramp::new(region.width as usize, tile.feather_columns as usize);
+        let columns = (shared.x - region.x) as usize..(shared.right() - region.x) as usize;
         for (y, row) in (first_row..).zip(rows.chunks_exact(stride)) {
-            if !self.rows.contains(&(region.y + y)) {
+            if !(shared.y..shared.bottom()).contains(&(region.y + y)) {
                 continue;
             }
-            let start = (region.y + y - self.rows.start) as usize * self.picture.width as usize + region.x as usize;
-            let sums = &mut self.sums[start * self.channels..][..stride];
-            let weights = &mut self.weights[start..][..region.width as usize];
-            add_row(sums, weights, row, down.apply(1.0, y as usize), &across);
+            let row = &row[columns.start * self.channels..columns.end * self.channels];
+            let start = (region.y + y - window.y) as usize * window.width as usize + (shared.x - window.x) as usize;
+            let sums = &mut self.sums[start * self.channels..][..row.len()];
+            let weights = &mut self.weights[start..][..columns.len()];
+            add_row(sums, weights, row, down.apply(1.0, y as usize), &across, columns.start);
         }
         Ok(())
     }
@@ -111,8 +120,8 @@ impl BandBlender {
     /// The blended rows, `[row][column][channel]`. A pixel that no tile covers is refused.
     pub fn finish(mut self) -> Result<Vec<f32>, PixelError> {
         if let Some(hole) = self.weights.iter().position(|&weight| weight == 0.0) {
-            let (x, y) = (hole % self.picture.width as usize, hole / self.picture.width as usize);
-            return Err(PixelError::Uncovered { x: x as u32, y: self.rows.start + y as u32 });
+            let (x, y) = (hole % self.window.width as usize, hole / self.window.width as usize);
+            return Err(PixelError::Uncovered { x: self.window.x + x as u32, y: self.window.y + y as u32 });
         }
         match self.channels {
             1 => divide::<1>(&mut self.sums, &self.weights),
@@ -132,12 +141,13 @@ fn divide<const C: usize>(sums: &mut [f32], weights: &[f32]) {
     }
 }
 
-/// Adds one row of a tile whose row weight is `weight`.
-fn add_row(sums: &mut [f32], weights: &mut [f32], row: &[f32], weight: f32, across: &Ramp) {
+/// Adds one row of a tile whose row weight is `weight`, or a part of it that begins at the tile's column `left`.
+fn add_row(sums: &mut [f32], weights: &mut [f32], row: &[f32], weight: f32, across: &Ramp, left: usize) {
     let (width, channels) = (weights.len(), row.len() / weights.len());
-    let Range { start, end } = across.plain;
+    let end = across.plain.end.clamp(left, left + width) - left;
+    let start = (across.plain.start.max(left) - left).min(end);
     for x in (0..start).chain(end..width) {
-        let weight = across.apply(weight, x);
+        let weight = across.apply(weight, left + x);
         let samples = x * channels..(x + 1) * channels;
         sums[samples.clone()].iter_mut().zip(&row[samples]).for_each(|(sum, sample)| *sum += sample * weight);
         weights[x] += weight;
@@ -146,6 +156,61 @@ fn add_row(sums: &mut [f32], weights: &mut [f32], row: &[f32], weight: f32, acro
     let samples = start * channels..end * channels;
     sums[samples.clone()].iter_mut().zip(&row[samples]).for_each(|(sum, sample)| *sum += sample * weight);
     weights[start..end].iter_mut().for_each(|sum| *sum += weight);
+}
+
+/// Rows of the result of one tile: those that a window of the output needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TileRows {
+    /// The tile.
+    pub tile: Tile,
+    /// The first of the rows, counted from the tile's own.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl TileRows {
+    /// The rows of `tile` that the output rows `rows` need; `None` where these do not touch it.
+    pub fn touching(tile: Tile, rows: Range<u32>) -> Option<Self> {
+        let (from, to) = (rows.start.max(tile.output.y), rows.end.min(tile.output.bottom()));
+        (from < to).then(|| Self { tile, first: from - tile.output.y, count: to - from })
+    }
+
+    /// Where they lie in the tile's result, which is rows of `f32` RGB.
+    pub fn bytes(&self) -> Range<u64> {
+        let row = u64::from(self.tile.output.width) * 3 * size_of::<f32>() as u64;
+        u64::from(self.first) * row..(u64::from(self.first) + u64::from(self.count)) * row
+    }
+}
+
+/// Blends the RGB pixels of `window` out of all rows that touch it, in the grid's order, and clamps them to 0..1.
+///
+/// The result of a single tile that is the whole picture is copied as it is.
+pub fn blend_window(
+    grid: &TileGrid,
+    window: Region,
+    tiles: impl IntoIterator<Item = Result<(TileRows, Vec<f32>), PixelError>>,
+) -> Result<Vec<f32>, PixelError> {
+    let mut tiles = tiles.into_iter();
+    let mut pixels = if grid.is_whole() {
+        let uncovered = PixelError::Uncovered { x: window.x, y: window.y };
+        let (TileRows { tile, first, count }, samples) = tiles.next().ok_or(uncovered.clone())??;
+        let rows = Frames::new(1, Size::new(tile.output.width, count), 3, samples)?;
+        let there = Region::new(0, first, tile.output.width, count);
+        if there.intersection(&window) != Some(window) {
+            return Err(uncovered);
+        }
+        crop_rows(&rows.data, rows.height, rows.width, 3, Region { y: window.y - first, ..window })
+    } else {
+        let mut blender = BandBlender::window(grid.output(), 3, window);
+        for tile in tiles {
+            let (TileRows { tile, first, .. }, samples) = tile?;
+            blender.add(&Placement::from(&tile), first, &samples)?;
+        }
+        blender.finish()?
+    };
+    pixels.iter_mut().for_each(|sample| *sample = sample.clamp(0.0, 1.0));
+    Ok(pixels)
 }
 
 /// Starts and lengths of the tiles of one axis, in input pixels.

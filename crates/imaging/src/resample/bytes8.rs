@@ -10,7 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use domain::{
-    region::Size,
+    nodes::ResamplingMethod,
+    region::{Region, Size},
     resize::{BICUBIC_SUPPORT, taps},
 };
 
@@ -28,6 +29,17 @@ pub enum Filter {
     Bicubic,
     /// A windowed sinc over 6 pixels.
     Lanczos,
+}
+
+impl From<ResamplingMethod> for Filter {
+    fn from(method: ResamplingMethod) -> Self {
+        match method {
+            ResamplingMethod::Nearest => Self::Nearest,
+            ResamplingMethod::Bilinear => Self::Bilinear,
+            ResamplingMethod::Bicubic => Self::Bicubic,
+            ResamplingMethod::Lanczos => Self::Lanczos,
+        }
+    }
 }
 
 impl Filter {
@@ -55,21 +67,23 @@ impl Filter {
     }
 }
 
-/// The weighted taps of every output position of one axis.
+/// The weighted taps of the output positions of one axis that are wanted.
 #[derive(Debug)]
 struct Axis {
+    /// The first output position that is wanted.
+    start: usize,
     /// First input position, and the range of its weights.
     taps: Vec<(usize, Range<usize>)>,
     weights: Vec<i32>,
 }
 
 impl Axis {
-    fn new(filter: Filter, from: usize, to: usize) -> Self {
+    fn new(filter: Filter, from: usize, to: usize, wanted: Range<usize>) -> Self {
         let scale = from as f64 / to as f64;
         let widen = scale.max(1.0);
-        let mut axis = Self { taps: Vec::with_capacity(to), weights: Vec::new() };
+        let mut axis = Self { start: wanted.start, taps: Vec::with_capacity(wanted.len()), weights: Vec::new() };
         let mut real = Vec::new();
-        for i in 0..to {
+        for i in wanted {
             let centre = (i as f64 + 0.5) * scale;
             let taps = taps(filter.support(), from, to, i);
             let first = taps.start;
@@ -88,13 +102,19 @@ impl Axis {
 
     /// Output position `i`: its first input position and the weights from there on.
     fn at(&self, i: usize) -> (usize, &[i32]) {
-        let (first, weights) = &self.taps[i];
+        let (first, weights) = &self.taps[i - self.start];
         (*first, &self.weights[weights.clone()])
+    }
+
+    /// The input positions that the wanted output positions are made of.
+    fn needed(&self) -> Range<usize> {
+        let end = |(first, weights): &(usize, Range<usize>)| first + weights.len();
+        self.taps.first().map_or(0, |taps| taps.0)..self.taps.last().map_or(0, end)
     }
 }
 
 /// Input positions for nearest: the position is a running sum, because its rounding errors are part of the result.
-fn nearest(from: usize, to: usize) -> Vec<usize> {
+fn nearest(from: usize, to: usize, wanted: Range<usize>) -> Vec<usize> {
     let step = from as f64 / to as f64;
     let mut position = step * 0.5;
     let mut next = || {
@@ -102,7 +122,7 @@ fn nearest(from: usize, to: usize) -> Vec<usize> {
         position += step;
         index
     };
-    (0..to).map(|_| next()).collect()
+    (0..wanted.end).map(|_| next()).skip(wanted.start).collect()
 }
 
 #[derive(Debug)]
@@ -110,6 +130,17 @@ enum Plan {
     Copy,
     Nearest { columns: Vec<usize>, rows: Vec<usize> },
     Weighted { columns: Option<Axis>, rows: Option<Axis> },
+}
+
+impl Plan {
+    /// The input columns that the output columns `wanted` are made of.
+    fn columns_needed(&self, wanted: Range<usize>) -> Range<usize> {
+        match self {
+            Self::Nearest { columns, .. } => columns[0]..columns[columns.len() - 1] + 1,
+            Self::Weighted { columns: Some(axis), .. } => axis.needed(),
+            Self::Copy | Self::Weighted { columns: None, .. } => wanted,
+        }
+    }
 }
 
 /// A resize of bytes, exact to the byte.
@@ -122,6 +153,10 @@ pub type ByteResizer = LevelResizer<u8>;
 pub struct LevelResizer<L> {
     from: Size,
     to: Size,
+    /// The pixels that come out.
+    window: Region,
+    /// The input columns that the rows hold which go in.
+    columns: Range<usize>,
     channels: usize,
     plan: Plan,
     level: PhantomData<L>,
@@ -131,6 +166,17 @@ impl<L: Level> LevelResizer<L> {
     /// Prepares a resize of pictures with 1, 3 or 4 channels. Equal sizes are copied; an axis that keeps its length is
     /// not touched.
     pub fn new(filter: Filter, from: Size, to: Size, channels: usize) -> Result<Self, PixelError> {
+        let whole = Region::new(0, 0, to.width, to.height);
+        let columns = 0..from.width as usize;
+        Ok(Self { columns, ..Self::windowed(filter, from, to, channels, whole)? })
+    }
+
+    /// Prepares the part of a resize that makes the pixels of `window`: they are those of the whole, and no others are
+    /// computed. Rows go in with the columns of [`LevelResizer::columns`], and come out with those of the window.
+    ///
+    /// # Panics
+    /// When the window does not lie within `to`.
+    pub fn windowed(filter: Filter, from: Size, to: Size, channels: usize, window: Region) -> Result<Self, PixelError> {
         if !matches!(channels, 1 | 3 | 4) {
             return Err(PixelError::Channels { operation: "8-bit resampling", want: "1, 3 or 4", got: channels });
         }
@@ -139,21 +185,42 @@ impl<L: Level> LevelResizer<L> {
                 return Err(PixelError::Empty { operation: "8-bit resampling", size });
             }
         }
-        let axis = |from: u32, to: u32| (from != to).then(|| Axis::new(filter, from as usize, to as usize));
+        assert!(window.is_within(to), "{window} of a {to} picture");
+        let across = window.x as usize..window.right() as usize;
+        let down = window.y as usize..window.bottom() as usize;
+        let axis = |from: u32, to: u32, wanted: &Range<usize>| {
+            (from != to).then(|| Axis::new(filter, from as usize, to as usize, wanted.clone()))
+        };
         let plan = match filter {
             _ if from == to => Plan::Copy,
             Filter::Nearest => Plan::Nearest {
-                columns: nearest(from.width as usize, to.width as usize),
-                rows: nearest(from.height as usize, to.height as usize),
+                columns: nearest(from.width as usize, to.width as usize, across.clone()),
+                rows: nearest(from.height as usize, to.height as usize, down),
             },
-            _ => Plan::Weighted { columns: axis(from.width, to.width), rows: axis(from.height, to.height) },
+            _ => Plan::Weighted {
+                columns: axis(from.width, to.width, &across),
+                rows: axis(from.height, to.height, &down),
+            },
         };
-        Ok(Self { from, to, channels, plan, level: PhantomData })
+        let columns = plan.columns_needed(across);
+        Ok(Self { from, to, window, columns, channels, plan, level: PhantomData })
     }
 
-    /// The size that comes out.
+    /// The input columns that rows must hold which go in.
+    pub fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    /// The size of the whole picture that comes out.
     pub fn output(&self) -> Size {
         self.to
+    }
+
+    /// The input pixels that the window is made of: rows as far as they are needed, with [`LevelResizer::columns`].
+    pub fn input(&self) -> Region {
+        let rows = self.rows_needed(self.window.y as usize..self.window.bottom() as usize);
+        let (x, y) = (self.columns.start as u32, rows.start as u32);
+        Region::new(x, y, self.columns.len() as u32, rows.len() as u32)
     }
 
     /// The input rows that the output rows `rows` are made of.
@@ -163,7 +230,10 @@ impl<L: Level> LevelResizer<L> {
         }
         let (first, last) = (rows.start, rows.end - 1);
         match &self.plan {
-            Plan::Nearest { rows, .. } => rows[first]..rows[last] + 1,
+            Plan::Nearest { rows, .. } => {
+                let top = self.window.y as usize;
+                rows[first - top]..rows[last - top] + 1
+            }
             Plan::Weighted { rows: Some(axis), .. } => {
                 let (end, weights) = axis.at(last);
                 axis.at(first).0..end + weights.len()
@@ -178,9 +248,9 @@ impl<L: Level> LevelResizer<L> {
     /// When `input` lacks a row of [`LevelResizer::rows_needed`].
     pub fn rows(&self, rows: Range<usize>, input: &[L], first_row: usize) -> Vec<L> {
         let needed = self.rows_needed(rows.clone());
-        let stride = self.from.width as usize * self.channels;
+        let stride = self.columns.len() * self.channels;
         let input = &input[(needed.start - first_row) * stride..(needed.end - first_row) * stride];
-        let stride_out = self.to.width as usize * self.channels;
+        let stride_out = self.window.width as usize * self.channels;
         let mut narrowed = Vec::with_capacity(needed.len() * stride_out);
         input.chunks_exact(stride).for_each(|row| self.across(row, &mut narrowed));
         let mut out = Vec::with_capacity(rows.len() * stride_out);
@@ -193,28 +263,31 @@ impl<L: Level> LevelResizer<L> {
     /// # Panics
     /// When `input` is not a picture of the size that was prepared for.
     pub fn picture(&self, input: &[L]) -> Vec<L> {
-        assert_eq!(input.len() as u64, self.from.pixels() * self.channels as u64, "a whole picture goes in");
+        let samples = self.from.pixels() * self.channels as u64;
+        assert_eq!(input.len() as u64, samples, "a whole picture goes in, to be resized whole");
         self.rows(0..self.to.height as usize, input, 0)
     }
 
     /// Appends one input row at the output's width, its colours multiplied by alpha.
     pub(super) fn across(&self, row: &[L], out: &mut Vec<L>) {
+        let left = self.columns.start;
         match &self.plan {
             Plan::Copy => out.extend_from_slice(row),
             Plan::Nearest { columns, .. } => {
-                columns.iter().for_each(|x| out.extend_from_slice(&row[x * self.channels..][..self.channels]));
+                let pixel = |x: &usize| &row[(x - left) * self.channels..][..self.channels];
+                columns.iter().for_each(|x| out.extend_from_slice(pixel(x)));
             }
             Plan::Weighted { columns: None, .. } if self.channels == 4 => {
                 row.as_chunks::<4>().0.iter().for_each(|&pixel| out.extend(premultiplied(pixel)));
             }
             Plan::Weighted { columns: None, .. } => out.extend_from_slice(row),
             Plan::Weighted { columns: Some(axis), .. } => match self.channels {
-                1 => weigh(axis, row.as_chunks::<1>().0, out),
-                3 => weigh(axis, row.as_chunks::<3>().0, out),
+                1 => weigh(axis, row.as_chunks::<1>().0, left, out),
+                3 => weigh(axis, row.as_chunks::<3>().0, left, out),
                 _ => {
                     let pixels: Vec<[L; 4]> =
                         row.as_chunks::<4>().0.iter().map(|&pixel| premultiplied(pixel)).collect();
-                    weigh(axis, &pixels, out);
+                    weigh(axis, &pixels, left, out);
                 }
             },
         }
@@ -224,14 +297,14 @@ impl<L: Level> LevelResizer<L> {
     pub(super) fn down<'a>(&self, y: usize, row: impl Fn(usize) -> &'a [L], out: &mut Vec<L>) {
         match &self.plan {
             Plan::Copy => out.extend_from_slice(row(y)),
-            Plan::Nearest { rows, .. } => out.extend_from_slice(row(rows[y])),
+            Plan::Nearest { rows, .. } => out.extend_from_slice(row(rows[y - self.window.y as usize])),
             Plan::Weighted { rows, .. } => {
                 let start = out.len();
                 match rows {
                     None => out.extend_from_slice(row(y)),
                     Some(axis) => {
                         let (first, weights) = axis.at(y);
-                        let mut sums = vec![L::HALF; self.to.width as usize * self.channels];
+                        let mut sums = vec![L::HALF; self.window.width as usize * self.channels];
                         for (from, &weight) in (first..).zip(weights) {
                             let samples = row(from);
                             sums.iter_mut().zip(samples).for_each(|(sum, &x)| *sum = L::plus(*sum, x, weight));
@@ -249,12 +322,12 @@ impl<L: Level> LevelResizer<L> {
     }
 }
 
-/// Appends a row of pixels of `C` channels, weighed by the taps of the columns.
-fn weigh<L: Level, const C: usize>(axis: &Axis, row: &[[L; C]], out: &mut Vec<L>) {
-    for x in 0..axis.taps.len() {
+/// Appends a row of pixels of `C` channels, weighed by the taps of the columns; the first pixel is at column `left`.
+fn weigh<L: Level, const C: usize>(axis: &Axis, row: &[[L; C]], left: usize, out: &mut Vec<L>) {
+    for x in (axis.start..).take(axis.taps.len()) {
         let (first, weights) = axis.at(x);
         let mut sums = [L::HALF; C];
-        for (pixel, &weight) in row[first..].iter().zip(weights) {
+        for (pixel, &weight) in row[first - left..].iter().zip(weights) {
             sums.iter_mut().zip(pixel).for_each(|(sum, &sample)| *sum = L::plus(*sum, sample, weight));
         }
         out.extend(sums.map(L::of_sum));

@@ -113,7 +113,7 @@ impl RowResampler {
 }
 
 /// A resize whose rows first take the output's width, and are then made into output rows.
-trait TwoPass {
+pub(super) trait TwoPass {
     type Sample: Copy + Debug + Send + 'static;
     fn sample(value: f32) -> Self::Sample;
     fn value(sample: Self::Sample) -> f32;
@@ -186,34 +186,27 @@ trait RowByRow: Debug + Send {
     fn held(&self) -> usize;
 }
 
+/// Input rows at the output's width, as many as the next output row is made of.
 #[derive(Debug)]
-struct Stream<P: TwoPass> {
-    passes: P,
-    /// Rows at the output's width. The last is that of the row that was taken last.
-    held: VecDeque<Vec<P::Sample>>,
-    /// Which input row is the first of `held`.
+pub(super) struct Held<P: TwoPass> {
+    pub passes: P,
+    /// The rows. The last is that of the row that was taken last.
+    rows: VecDeque<Vec<P::Sample>>,
+    /// Which input row is the first of them.
     first: usize,
-    /// The samples of one row.
-    samples: Vec<P::Sample>,
 }
 
-impl<P: TwoPass + Debug + Send + 'static> Stream<P> {
-    fn boxed(passes: P) -> Box<dyn RowByRow> {
-        Box::new(Self { passes, held: VecDeque::new(), first: 0, samples: Vec::new() })
-    }
-}
-
-impl<P: TwoPass + Debug + Send> RowByRow for Stream<P> {
-    fn needed(&self, y: usize) -> Range<usize> {
-        self.passes.needed(y)
+impl<P: TwoPass> Held<P> {
+    pub fn new(passes: P) -> Self {
+        Self { passes, rows: VecDeque::new(), first: 0 }
     }
 
-    fn take(&mut self, y: usize, row: &[f32], wanted: Option<Range<usize>>) {
-        let wanted = wanted.map_or(usize::MAX, |wanted| wanted.start);
+    /// Takes input row `y`, and drops the rows before `wanted`.
+    pub fn take(&mut self, y: usize, row: &[P::Sample], wanted: usize) {
         let mut across = Vec::new();
         while self.first < wanted {
             self.first += 1;
-            match self.held.pop_front() {
+            match self.rows.pop_front() {
                 Some(dropped) => across = dropped,
                 None => break,
             }
@@ -221,24 +214,53 @@ impl<P: TwoPass + Debug + Send> RowByRow for Stream<P> {
         if y < wanted {
             return; // methods that do not widen skip rows when they shrink
         }
-        self.first = y - self.held.len();
+        self.first = y - self.rows.len();
+        across.clear();
+        self.passes.across(row, &mut across);
+        self.rows.push_back(across);
+    }
+
+    /// Appends output row `y`, whose input rows `needed` are held.
+    pub fn give(&self, y: usize, needed: &Range<usize>, out: &mut Vec<P::Sample>) {
+        debug_assert!(self.first <= needed.start && needed.end <= self.first + self.rows.len(), "the rows are held");
+        self.passes.down(y, |row| &self.rows[row - self.first], out);
+    }
+}
+
+/// A resize of samples that come and go as `f32`.
+#[derive(Debug)]
+struct Stream<P: TwoPass> {
+    held: Held<P>,
+    /// The samples of one row.
+    samples: Vec<P::Sample>,
+}
+
+impl<P: TwoPass + Debug + Send + 'static> Stream<P> {
+    fn boxed(passes: P) -> Box<dyn RowByRow> {
+        Box::new(Self { held: Held::new(passes), samples: Vec::new() })
+    }
+}
+
+impl<P: TwoPass + Debug + Send> RowByRow for Stream<P> {
+    fn needed(&self, y: usize) -> Range<usize> {
+        self.held.passes.needed(y)
+    }
+
+    fn take(&mut self, y: usize, row: &[f32], wanted: Option<Range<usize>>) {
         self.samples.clear();
         self.samples.extend(row.iter().map(|&value| P::sample(value)));
-        across.clear();
-        self.passes.across(&self.samples, &mut across);
-        self.held.push_back(across);
+        self.held.take(y, &self.samples, wanted.map_or(usize::MAX, |wanted| wanted.start));
     }
 
     fn give(&mut self, y: usize, needed: Range<usize>, out: &mut Vec<f32>) {
-        debug_assert!(self.first <= needed.start && needed.end <= self.first + self.held.len(), "the rows are held");
         self.samples.clear();
-        self.passes.down(y, |row| &self.held[row - self.first], &mut self.samples);
+        self.held.give(y, &needed, &mut self.samples);
         out.extend(self.samples.iter().map(|&sample| P::value(sample)));
     }
 
     #[cfg(test)]
     fn held(&self) -> usize {
-        self.held.len()
+        self.held.rows.len()
     }
 }
 
