@@ -14,7 +14,10 @@ use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::{
     job::Precision,
-    task::{ComputeClass, Context, DECODE_REVISION, Place, UPSCALE_REVISION},
+    task::{
+        ComputeClass, Context, DECODE_REVISION, LATENT_REVISION, LatentFrom, Part, Place, REDRAW_REVISION, ResultKey,
+        UPSCALE_REVISION,
+    },
 };
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
@@ -83,6 +86,8 @@ enum Setback {
     Crowded(String),
     /// The device is too small for it.
     OutOfMemory(String),
+    /// Results that it needs are gone, and must be made again first.
+    Lost { keys: Vec<ResultKey>, message: String },
     /// Nobody wants it any more.
     Revoked,
     /// The worker leaves.
@@ -108,6 +113,7 @@ fn conclusion(ended: Result<Stored, Setback>, is_last: bool) -> (Option<Outcome>
         Err(Setback::Crowded(message) | Setback::Retrying(message)) => {
             (Some(Outcome::Retrying { message }), Settlement::Retry)
         }
+        Err(Setback::Lost { keys, .. }) => (Some(Outcome::Missing { keys }), Settlement::Ack),
         Err(Setback::Revoked) => (None, Settlement::Ack),
         Err(Setback::Leaving) => (None, Settlement::GiveBack),
         Err(Setback::Misplaced(_)) => (None, Settlement::DeadLetter),
@@ -119,7 +125,7 @@ impl Setback {
         let message = format!("{:#}", error.into());
         match verdict {
             Verdict::Fail => Self::Failed(message),
-            Verdict::Retry => Self::Retrying(message),
+            Verdict::Retry | Verdict::Lost => Self::Retrying(message),
             Verdict::RetryOrReplan => Self::Crowded(message),
             Verdict::Replan => Self::OutOfMemory(message),
             Verdict::Cancelled => match watch.stop() {
@@ -137,6 +143,7 @@ impl Setback {
             Self::Retrying(_) => "retrying",
             Self::Crowded(_) => "crowded",
             Self::OutOfMemory(_) => "out_of_memory",
+            Self::Lost { .. } => "lost",
             Self::Revoked => "revoked",
             Self::Leaving => "given_back",
         }
@@ -226,6 +233,7 @@ impl Bench {
                     Setback::Retrying(error) => warn!(error, "a task did not succeed and is tried again"),
                     Setback::Crowded(error) => warn!(error, "no room for a task at the moment"),
                     Setback::OutOfMemory(error) => warn!(error, "the device ran out of memory"),
+                    Setback::Lost { message, .. } => warn!(error = message, "a task must wait for what it needs"),
                     Setback::Revoked => info!("dropped a revoked task"),
                     Setback::Leaving => info!("gave a task back"),
                 }
@@ -264,15 +272,34 @@ impl Bench {
     /// Refuses what this worker cannot render as the result key promises.
     fn class_for(&self, order: &Order) -> Result<&ComputeClass, Setback> {
         let not_ours = || Setback::Misplaced("the task is the coordinator's own".to_owned());
-        let Context::Upscale { revision, decode, precision, place, .. } = &order.context else {
-            return Err(not_ours());
+        let (wanted, own, precision, place) = match &order.context {
+            Context::Upscale { revision, decode, precision, place, .. } => {
+                ([*revision, *decode], [UPSCALE_REVISION, DECODE_REVISION], precision, place)
+            }
+            Context::Redraw(redraw) => {
+                let wanted = [redraw.revision, redraw.base.decode];
+                (wanted, [REDRAW_REVISION, DECODE_REVISION], &redraw.precision, &redraw.place)
+            }
+            Context::Latent(steps) => {
+                let decode = match &order.part {
+                    Part::Latent(link) => match &link.from {
+                        LatentFrom::Picture(base) => base.decode,
+                        LatentFrom::Given(_) | LatentFrom::Result(_) => DECODE_REVISION,
+                    },
+                    Part::Region(_) | Part::Seg(_) => DECODE_REVISION,
+                };
+                ([steps.revision, decode], [LATENT_REVISION, DECODE_REVISION], &steps.precision, &steps.place)
+            }
+            Context::Assemble { .. } | Context::Paste(_) | Context::Encode { .. } | Context::Deliver { .. } => {
+                return Err(not_ours());
+            }
         };
         let classes = self.engine.classes();
         let class = match place {
             Place::Coordinator => return Err(not_ours()),
-            Place::Class(wanted) => classes.iter().find(|class| *class == wanted).ok_or_else(|| {
+            Place::Class(place) => classes.iter().find(|class| *class == place).ok_or_else(|| {
                 let found = list(classes);
-                Setback::Misplaced(format!("the task is for class {wanted}, this worker is of {found}"))
+                Setback::Misplaced(format!("the task is for class {place}, this worker is of {found}"))
             })?,
             Place::AnyWorker => classes.iter().find(|class| class.offers(Precision::Exact)).ok_or_else(|| {
                 Setback::Retrying(format!("the task is to be exact, this worker is of {}", list(classes)))
@@ -282,10 +309,11 @@ impl Bench {
             return Err(Setback::Retrying(format!("class {class} is not exact enough for the task")));
         }
         // During an update of the farm, another worker may have it.
-        if (*revision, *decode) != (UPSCALE_REVISION, DECODE_REVISION) {
+        if wanted != own {
+            let operation = order.context.operation();
             return Err(Setback::Retrying(format!(
-                "the task is for revision {revision} of upscale and {decode} of decode, this worker has \
-                 {UPSCALE_REVISION} and {DECODE_REVISION}"
+                "the task is for revision {} of {operation} and {} of decode, this worker has {} and {}",
+                wanted[0], wanted[1], own[0], own[1]
             )));
         }
         Ok(class)
@@ -300,7 +328,10 @@ impl Bench {
 
     async fn fetch(&self, order: &Order, watch: &Watch) -> Result<Work, Setback> {
         let work = persist("store", FetchError::is_passing, || self.fetcher.fetch(order)).await;
-        work.map_err(|error| Setback::of(error.verdict(), error, watch))
+        work.map_err(|error| match error {
+            FetchError::Lost { key } => Setback::Lost { keys: vec![key], message: error.to_string() },
+            error => Setback::of(error.verdict(), error, watch),
+        })
     }
 
     async fn put(&self, result: &Key, pixels: Bytes) -> Result<(), Setback> {

@@ -220,6 +220,8 @@ pub enum Verdict {
     RetryOrReplan,
     /// The job must be planned anew with smaller tiles: pixels never depend on whose memory is how large.
     Replan,
+    /// It must wait until what it needs was made again.
+    Lost,
     /// It was dropped on request.
     Cancelled,
 }

@@ -215,7 +215,7 @@ async fn a_pause_after_a_failure_ends_when_the_worker_stops() {
 async fn a_task_without_room_is_tried_again_and_after_the_last_attempt_the_job_is_planned_anew() {
     let farm = Farm::new().await;
     let engine = ScriptedEngine::new(|work, _| {
-        let Work::Upscale(UpscaleWork { region, .. }) = work;
+        let Work::Upscale(UpscaleWork { region, .. }) = work else { unreachable!("only tiles are ordered here") };
         Err(RenderError::Crowded { size: region.size(), needs_bytes: 2, free_bytes: 1 })
     });
     let bench = farm.bench(engine).await;
@@ -235,7 +235,7 @@ async fn a_task_without_room_is_tried_again_and_after_the_last_attempt_the_job_i
 async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
     let farm = Farm::new().await;
     let worker = farm.start(ScriptedEngine::new(|work, _| {
-        let Work::Upscale(UpscaleWork { region, .. }) = work;
+        let Work::Upscale(UpscaleWork { region, .. }) = work else { unreachable!("only tiles are ordered here") };
         match region.x {
             0 => Err(RenderError::TooLarge { size: region.size(), needs_bytes: 2, total_bytes: 1 }),
             _ => Ok(vec![0.5]),

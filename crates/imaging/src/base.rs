@@ -87,7 +87,7 @@ impl Piece {
     }
 
     /// Its samples, all of them finite.
-    fn samples(&self, bytes: &[u8]) -> Result<Vec<f32>, PixelError> {
+    pub fn samples(&self, bytes: &[u8]) -> Result<Vec<f32>, PixelError> {
         let samples = from_le(bytes);
         match samples.iter().find(|sample| !sample.is_finite()) {
             Some(&sample) => Err(PixelError::NotFinite { key: self.of.key(), sample }),

@@ -77,12 +77,13 @@ impl DeviceEngine {
 #[cfg(test)]
 mod tests {
     use domain::region::Region;
+    use service::config;
     use tempfile::NamedTempFile;
     use tokio_util::sync::CancellationToken;
     use weights::synthetic;
 
     use super::*;
-    use crate::engine::Verdict;
+    use crate::engine::{Engine as _, Verdict, Work};
 
     /// The tensors of a Compact network of 4 features and one convolution in between.
     fn compact(input_channels: usize, scale: usize) -> Vec<(String, Vec<usize>)> {
