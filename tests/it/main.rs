@@ -10,6 +10,7 @@ mod folders;
 mod goldens;
 mod newcomer;
 mod sample;
+mod segs;
 mod sharing;
 mod sizes;
 mod tidy;

@@ -219,6 +219,15 @@ fn check(case: &Case, tensors: &Tensors, got: &Got) -> Result<Option<Closeness>,
         let Some(got) = got.tensors.get(&output.name) else {
             return Err(Miss::Wrong(format!("`{}` was not computed", output.name), None));
         };
+        let pixels;
+        let want = match case.form {
+            // Of its outputs, bytes are pixels of k / 255.
+            Form::Detailers if want.is_bytes => {
+                pixels = cases::Tensor { data: want.data.iter().map(|byte| byte / 255.0).collect(), ..want.clone() };
+                &pixels
+            }
+            Form::Detailers | Form::Pixels | Form::Diffusion => want,
+        };
         let closeness = compare::tensors(&output.name, got, want, &case.tolerance(&output.name))
             .map_err(|reason| Miss::Wrong(reason, None))?;
         if let (None, Some(why)) = (&reason, closeness.miss()) {

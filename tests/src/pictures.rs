@@ -4,7 +4,7 @@ use imaging::{
     encode::{EncodeOptions, Encoder},
     picture::{Color, Format, Limits, Sample},
 };
-use weights::synthetic;
+use weights::{checkpoint::Float, synthetic};
 
 /// A PNG of `width` x `height` with enough in it that a misplaced tile shows.
 pub fn png(width: u32, height: u32) -> Vec<u8> {
@@ -65,4 +65,12 @@ pub fn compact(features: usize, convs: usize, scale: usize) -> Vec<u8> {
     tensors.push((format!("body.{last}.weight"), vec![3 * scale * scale, features, 3, 3]));
     tensors.push((format!("body.{last}.bias"), vec![3 * scale * scale]));
     synthetic::network(&tensors)
+}
+
+/// A tiny checkpoint in the structure of Stable Diffusion 1, with synthetic weights.
+pub fn checkpoint() -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("tiny.safetensors");
+    synthetic::diffusion::Model::Sd1.save(synthetic::diffusion::Size::Tiny, Float::F16, &path).expect("it is written");
+    std::fs::read(path).expect("it is there")
 }

@@ -360,23 +360,27 @@ impl TwoSamplersMasks {
 }
 
 /// Resizes by bilinear with the corners of both sizes on one another.
+///
+/// The weights of a pixel are products, each rounded, and what they weigh is added up in order with one rounding each: so the
+/// middle of a plateau of ones is here and there not exactly 1, and just there the reference's base sampler redraws it too.
 fn aligned(values: &[f32], from: Size, to: Size) -> Vec<f32> {
     let axis = |i: u32, from: u32, to: u32| {
         let ratio = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
         let position = ratio * i as f32;
         let first = (position as usize).min(from as usize - 1);
-        (first, (first + 1).min(from as usize - 1), position - first as f32)
+        let part = position - first as f32;
+        [(first, 1.0 - part), ((first + 1).min(from as usize - 1), part)]
     };
     let mut out = Vec::with_capacity(to.pixels() as usize);
     for y in 0..to.height {
-        let (y0, y1, ty) = axis(y, from.height, to.height);
+        let rows = axis(y, from.height, to.height);
         for x in 0..to.width {
-            let (x0, x1, tx) = axis(x, from.width, to.width);
-            let row = |y: usize| {
-                let row = &values[y * from.width as usize..];
-                (1.0 - tx) * row[x0] + tx * row[x1]
-            };
-            out.push((1.0 - ty) * row(y0) + ty * row(y1));
+            let columns = axis(x, from.width, to.width);
+            let corners = rows.iter().flat_map(|row| columns.iter().map(move |column| (row, column)));
+            out.push(corners.fold(0.0_f32, |sum, ((y, down), (x, across))| {
+                let value = values[y * from.width as usize + x];
+                (f64::from(sum) + f64::from(down * across) * f64::from(value)) as f32
+            }));
         }
     }
     out
