@@ -1,8 +1,8 @@
-"""Takes from the recorded cases of the diffusion engine those that are replayed here, with the files that they need.
+"""Takes from recorded cases those that are replayed here, with the files that they need.
 
     python3 tests/golden/select.py FOLDER_OF_ALL_CASES
 
-`diffusion/ops.txt` has one operation a line. Those alone on their line are replayed by the `goldens` program and become
+Of the SEGS nodes those are taken whose names stand in `detailers/nodes.txt`. Of the diffusion engine, `diffusion/ops.txt` has one operation a line. Those alone on their line are replayed by the `goldens` program and become
 `cases`. Where a file follows, only the operation's cases with tensors of that file are taken, and they become `other_cases`,
 which tests of single crates read.
 """
@@ -12,8 +12,31 @@ import shutil
 import sys
 from pathlib import Path
 
-here = Path(__file__).parent / "diffusion"
 source = Path(sys.argv[1])
+everything = json.loads((source / "cases.json").read_text())
+
+
+def write(name, value):
+    (here / name).write_text(json.dumps(value, indent=None, separators=(",", ":")) + "\n")
+
+
+if "node" in everything["cases"][0]:
+    here = Path(__file__).parent / "detailers"
+    nodes = (here / "nodes.txt").read_text().splitlines()
+    cases = [case for case in everything["cases"] if case["node"] in nodes]
+    for case in cases:
+        if (source / case["file"]).exists():
+            shutil.copyfile(source / case["file"], here / case["file"])
+    for name in ["inputs.safetensors", "conds.safetensors"]:
+        shutil.copyfile(source / name, here / name)
+    models = json.loads((source / "models.json").read_text())
+    text = json.dumps(cases)
+    models["models"] = {name: model for name, model in models["models"].items() if f'"{name}"' in text}
+    write("models.json", models)
+    write("cases.json", {**everything, "cases": cases})
+    sys.exit()
+
+here = Path(__file__).parent / "diffusion"
 replayed, others = set(), set()
 for line in (here / "ops.txt").read_text().splitlines():
     op, *file = line.split()
@@ -22,16 +45,10 @@ for line in (here / "ops.txt").read_text().splitlines():
     else:
         replayed.add(op)
 
-everything = json.loads((source / "cases.json").read_text())
 cases = [case for case in everything["cases"] if case["op"] in replayed]
 other_cases = [case for case in everything["cases"] if (case["op"], case.get("file")) in others and case not in cases]
 missing = replayed - {case["op"] for case in cases}
 assert not missing, f"no case has the operation {missing}"
-
-
-def write(name, value):
-    (here / name).write_text(json.dumps(value, indent=None, separators=(",", ":")) + "\n")
-
 
 for case in cases + other_cases:
     if case.get("inputs") or case.get("outputs"):
