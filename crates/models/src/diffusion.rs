@@ -10,12 +10,11 @@
 //! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do; [`redraw`] takes these from
 //!   pixels to pixels.
 //!
-//! [`contents`] says what a file holds.
+//! [`weights::contents`] says what a file holds.
 //!
 //! This module knows no job: tensors in, tensors out. Start reading at [`sampling::run`].
 
 pub mod conditioning;
-pub mod contents;
 pub mod controlnet;
 pub mod detail;
 mod equations;
