@@ -715,7 +715,6 @@ impl Ledger {
                     self.fail(&id, task, &message, attempt, &worker, now, effects);
                 }
             }
-            Outcome::Missing { .. } => {}
             Outcome::OutOfMemory { message } => {
                 let mut claims = self.land(&key);
                 // A job can hold the same work twice, with another job's claim between, and is planned anew once.

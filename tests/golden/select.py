@@ -25,7 +25,7 @@ if "node" in everything["cases"][0]:
     nodes = (here / "nodes.txt").read_text().splitlines()
     cases = [case for case in everything["cases"] if case["node"] in nodes]
     for case in cases:
-        if (source / case["file"]).exists():
+        if case.get("file") and (source / case["file"]).exists():
             shutil.copyfile(source / case["file"], here / case["file"])
     for name in ["inputs.safetensors", "conds.safetensors"]:
         shutil.copyfile(source / name, here / name)

@@ -137,6 +137,11 @@ impl TextEncoder {
         Ok(Self { model, encoders: found.iter().map(load).collect::<Result<_>>()? })
     }
 
+    /// The text encoders of files, each with how many layers it has.
+    pub(super) fn layers(files: &[&Checkpoint]) -> Result<Vec<(Clip, usize)>> {
+        Ok(find(files)?.into_iter().map(|(layout, _)| (layout.clip, layout.layers)).collect())
+    }
+
     /// The model that these encoders belong to.
     pub fn model(&self) -> TextModel {
         self.model
