@@ -356,7 +356,7 @@ pub struct SegTask {
 pub struct Layer {
     /// Its pixels.
     pub pixels: LayerPixels,
-    /// Where it lies.
+    /// Where it lies, as large as its pixels; pixels that a segment brought may hang over the base.
     pub region: Region,
     /// Its mask, before it is feathered.
     pub mask: MaskRef,
@@ -518,6 +518,18 @@ impl Part {
     }
 }
 
+impl SegTask {
+    /// The size of its pixels before and after.
+    pub fn crop(&self) -> Size {
+        self.pixels.map_or(self.region.size(), |pixels| pixels.size)
+    }
+
+    /// The sizes of the control pictures that its nets see, in their order.
+    pub fn control_sizes(&self) -> impl Iterator<Item = Size> + '_ {
+        self.control_nets.iter().map(|net| if net.image.is_some() { self.crop() } else { self.size })
+    }
+}
+
 impl LatentTask {
     /// The size of the latent that it makes, or, of [`LatentWork::Decode`], that it makes a picture of.
     pub fn latent(&self) -> Size {
@@ -544,10 +556,8 @@ impl Context {
                 Some(rgb(part.region().size()).saturating_mul(scale.saturating_mul(scale)))
             }
             (Self::Redraw(redraw), Part::Seg(seg)) => {
-                let crop = seg.pixels.map_or(seg.region.size(), |pixels| pixels.size);
-                let control = |net: &ControlNet| rgb(if net.image.is_some() { crop } else { seg.size });
-                let controls = seg.control_nets.iter().filter(|_| redraw.node == SegsNode::Detailer).map(control);
-                Some(controls.fold(rgb(crop), u64::saturating_add))
+                let controls = seg.control_sizes().filter(|_| redraw.node == SegsNode::Detailer);
+                Some(controls.map(rgb).fold(rgb(seg.crop()), u64::saturating_add))
             }
             (Self::Latent(_), Part::Latent(link)) => Some(match link.work {
                 LatentWork::Encode | LatentWork::Step { .. } => {
