@@ -42,7 +42,7 @@ impl Assembler {
             .collect::<Result<_, _>>()
             .map_err(|_| AssembleError::Internal("a segment that was planned cannot be redrawn"))?;
         let pictures: Vec<Pictures> = delivered.iter().map(|delivered| Pictures::of(job, redraw, delivered)).collect();
-        let masks = job.segs.iter().map(|placed| placed.seg.cropped_mask).map(|mask| (mask.digest, mask));
+        let masks = job.segs.iter().map(|placed| placed.seg.cropped_mask).map(|mask| ((mask.digest, mask.size), mask));
         let masks = each(masks, |mask| self.mask(mask)).await?;
         let base = detail_base(job);
         let raster = self.raster(base.picture).await?.raster;
@@ -67,7 +67,7 @@ impl Assembler {
                 crop_region: *crop_region,
                 label: label.clone(),
                 confidence: Some(*confidence),
-                cropped_mask: Some(masks[&cropped_mask.digest].clone()),
+                cropped_mask: Some(masks[&(cropped_mask.digest, cropped_mask.size)].clone()),
                 cropped_image: pictures.cropped.as_ref().map(source),
                 positive: prompts.positive.clone(),
                 negative: prompts.negative.clone(),
@@ -96,9 +96,9 @@ impl Assembler {
             let file = file.map_err(|source| AssembleError::Scratch { folder: folder.clone(), source })?;
             let handle = file.reopen().map_err(|source| AssembleError::Scratch { folder, source })?;
             let (sample, rows) = if are_bytes(&values) {
-                (Sample::U8, values.into_iter().map(to_u8).collect())
+                (Sample::U8, values.into_iter().map(to_u8).collect::<Vec<u8>>())
             } else {
-                (Sample::U16, values.into_iter().flat_map(|value| to_u16(value).to_le_bytes()).collect::<Vec<u8>>())
+                (Sample::U16, values.into_iter().flat_map(|value| to_u16(value).to_le_bytes()).collect())
             };
             let options = EncodeOptions::new(Format::Png, Color::Grey, sample);
             let mut encoder = Encoder::new(handle, mask.size.width, mask.size.height, options, &limits)?;

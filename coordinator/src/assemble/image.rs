@@ -76,7 +76,7 @@ impl Assembler {
         options: EncodeOptions,
     ) -> Result<NamedTempFile, AssembleError> {
         let (color, sample) = (options.color, options.sample);
-        let make = move |band: Band| Ok(pack(&band.samples()?, None, color, sample));
+        let make = move |band: Band| -> Result<_, AssembleError> { Ok(pack(&band.samples()?, None, color, sample)) };
         let (bands, ready) = bands();
         let read = self.read_image(image, base, bands);
         self.write(image.size(), options, ready, make, read).await

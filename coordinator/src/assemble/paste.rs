@@ -4,7 +4,7 @@
 //! feathered once, when the first band reaches it, and kept until the last band has left it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -89,7 +89,9 @@ impl Assembler {
         let encoding = paste.encoding;
         let options = self.with_metadata(options(&encoding), picture, &record, (size.width, size.height)).await?;
         let (bands, ready) = bands();
-        let make = move |band: Band| Ok(pack(&band.compose()?, None, encoding.color, encoding.sample));
+        let make = move |band: Band| -> Result<_, AssembleError> {
+            Ok(pack(&band.compose()?, None, encoding.color, encoding.sample))
+        };
         let read = self.read_bands(paste, &record.raster, budget, bands);
         self.write(size, options, ready, make, read).await
     }
@@ -103,17 +105,18 @@ impl Assembler {
         bands: mpsc::Sender<Band>,
     ) -> Result<(), AssembleError> {
         let mut masks = BTreeMap::new();
-        // Bands of the decoded picture are wider than they are high here: the next band often needs the same one again.
-        let mut decoded = HashMap::new();
+        // What is read of the decoded picture is 128 rows high, and the next band often needs the same again.
+        let mut decoded: HashMap<Piece, Bytes> = HashMap::new();
         let mut top = 0;
         while top < paste.base.size().height {
             let plan = Plan::within(budget, paste, raster, top)?;
             top = plan.region.bottom();
             let pieces = plan.pieces();
-            let (known, new): (Vec<Piece>, Vec<Piece>) =
-                pieces.iter().cloned().partition(|piece| decoded.contains_key(piece));
+            let mut seen = HashSet::new();
+            let is_new = |piece: &&Piece| !decoded.contains_key(*piece) && seen.insert((*piece).clone());
+            let new: Vec<Piece> = pieces.iter().filter(is_new).cloned().collect();
             let mut read: HashMap<Piece, Bytes> = new.iter().cloned().zip(self.read(&new).await?).collect();
-            read.extend(known.into_iter().filter_map(|piece| decoded.remove_entry(&piece)));
+            read.extend(pieces.iter().filter_map(|piece| decoded.remove_entry(piece)));
             self.feather(paste, &plan, &mut masks).await?;
             let mut bytes = pieces.iter().map(|piece| read[piece].clone());
             let mut take = |pieces: &[Piece]| bytes.by_ref().take(pieces.len()).collect::<Vec<Bytes>>();

@@ -66,7 +66,7 @@ impl Assembler {
         let (bands, ready) = bands();
         let read = self.read_tiles(order, &grid, &record.raster, bands);
         let blended = grid.clone();
-        let make = move |Band { rows, tiles, alpha }: Band| {
+        let make = move |Band { rows, tiles, alpha }: Band| -> Result<_, AssembleError> {
             let window = Region::new(0, rows.start, blended.output().width, rows.end - rows.start);
             let tiles = tiles.into_iter().map(|(rows, bytes)| Ok((rows, from_le(&bytes))));
             Ok(finisher.take(blend_window(&blended, window, tiles)?, &alpha))
