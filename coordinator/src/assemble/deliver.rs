@@ -15,13 +15,14 @@ use domain::{
     plan::segs::{Delivered, Fate, delivered, detail_base},
     region::Size,
     segs::Seg,
-    task::{Part, ResultKey, SegTask},
+    task::{Base, Part, ResultKey, SegTask},
 };
 use futures::StreamExt as _;
 use imaging::{
     base::{Origin, Piece},
     bytes::{to_u8, to_u16},
     encode::{EncodeOptions, Encoder},
+    raster::RasterInfo,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::NamedTempFile;
@@ -47,11 +48,7 @@ impl Assembler {
         let base = detail_base(job);
         let raster = self.raster(base.picture).await?.raster;
         let images = pictures.iter().flat_map(Pictures::images).map(|image| (image, image));
-        let images = each(images, async |image| {
-            let file = self.png(image, Some((&base, &raster))).await?;
-            Ok(Source::Digest(self.put_file(&file).await?.digest))
-        });
-        let images = images.await?;
+        let images = each(images, |image| self.stored(image, &base, &raster)).await?;
 
         let segs = delivered.iter().zip(&pictures).map(|(Delivered { seg, fate }, pictures)| {
             let Seg { bbox, crop_region, label, confidence, cropped_mask, prompts, control_nets, .. } =
@@ -79,6 +76,12 @@ impl Assembler {
         let mut json = serde_json::to_vec_pretty(&document).expect("plain structs always serialise");
         json.push(b'\n');
         self.put_bytes(json).await
+    }
+
+    /// Stores an image as a picture.
+    async fn stored(&self, image: Image, base: &Base, raster: &RasterInfo) -> Result<Source, AssembleError> {
+        let file = self.png(image, Some((base, raster))).await?;
+        Ok(Source::Digest(self.put_file(&file).await?.digest))
     }
 
     /// Stores a mask where it is more than runs of 0 and 1.
@@ -205,14 +208,13 @@ fn control(net: &ControlNet, source: impl Fn(&Image) -> Source) -> DocumentContr
 }
 
 /// What `make` makes of every item, once for each key.
-async fn each<K: Hash + Eq + Copy, T, V>(
+async fn each<K: Hash + Eq + Copy, T, V, F: Future<Output = Result<V, AssembleError>>>(
     items: impl Iterator<Item = (K, T)>,
-    make: impl AsyncFn(T) -> Result<V, AssembleError>,
+    make: impl Fn(T) -> F,
 ) -> Result<HashMap<K, V>, AssembleError> {
     let mut seen = HashSet::new();
-    let items = items.filter(|(key, _)| seen.insert(*key));
-    let make = &make;
-    let made = items.map(|(key, item)| async move { Ok((key, make(item).await?)) });
-    let made = futures::stream::iter(made).buffered(CONCURRENT_FILES).collect().await;
-    Ok(all(made)?.into_iter().collect())
+    let (keys, making): (Vec<K>, Vec<F>) =
+        items.filter(|(key, _)| seen.insert(*key)).map(|(key, item)| (key, make(item))).unzip();
+    let made = all(futures::stream::iter(making).buffered(CONCURRENT_FILES).collect().await)?;
+    Ok(keys.into_iter().zip(made).collect())
 }

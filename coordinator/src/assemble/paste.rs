@@ -144,15 +144,17 @@ impl Assembler {
     ) -> Result<(), AssembleError> {
         let begin: Vec<usize> =
             plan.layers.iter().map(|(index, _)| *index).filter(|index| !masks.contains_key(index)).collect();
-        let feathered = begin.iter().map(|&index| async move {
-            let layer = paste.layers[index].clone();
-            let bytes = self.read(&[LayerMask::piece(&layer)]).await?;
-            let (feather, alpha) = (paste.feather, paste.alpha);
-            let feathering = tokio::task::spawn_blocking(move || LayerMask::new(&layer, feather, alpha, &bytes[0]));
-            Ok(feathering.await.map_err(|_| AssembleError::Internal("the feathering of a mask stopped"))??)
-        });
+        let feathered: Vec<_> = begin.iter().map(|&index| self.feathered(paste, index)).collect();
         let feathered = all(futures::stream::iter(feathered).buffered(CONCURRENT_READS).collect().await)?;
         masks.extend(begin.into_iter().zip(feathered.into_iter().map(Arc::new)));
         Ok(())
+    }
+
+    async fn feathered(&self, paste: &Paste, index: usize) -> Result<LayerMask, AssembleError> {
+        let layer = paste.layers[index].clone();
+        let bytes = self.read(&[LayerMask::piece(&layer)]).await?;
+        let (feather, alpha) = (paste.feather, paste.alpha);
+        let feathering = tokio::task::spawn_blocking(move || LayerMask::new(&layer, feather, alpha, &bytes[0]));
+        Ok(feathering.await.map_err(|_| AssembleError::Internal("the feathering of a mask stopped"))??)
     }
 }

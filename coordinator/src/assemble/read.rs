@@ -49,7 +49,7 @@ impl Assembler {
 
     /// Reads pieces, several at once, and gives their bytes in the same order.
     pub(super) async fn read(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, AssembleError> {
-        let reads = pieces.iter().map(|piece| self.read_one(piece));
+        let reads: Vec<_> = pieces.iter().map(|piece| self.read_one(piece)).collect();
         all(futures::stream::iter(reads).buffered(CONCURRENT_READS).collect().await)
     }
 
