@@ -356,7 +356,7 @@ pub struct SegTask {
 pub struct Layer {
     /// Its pixels.
     pub pixels: LayerPixels,
-    /// Where it lies.
+    /// Where it lies, as large as its pixels; pixels that a segment brought may hang over the base.
     pub region: Region,
     /// Its mask, before it is feathered.
     pub mask: MaskRef,
@@ -518,6 +518,18 @@ impl Part {
     }
 }
 
+impl SegTask {
+    /// The size of its pixels before and after.
+    pub fn crop(&self) -> Size {
+        self.pixels.map_or(self.region.size(), |pixels| pixels.size)
+    }
+
+    /// The sizes of the control pictures that its nets see, in their order.
+    pub fn control_sizes(&self) -> impl Iterator<Item = Size> + '_ {
+        self.control_nets.iter().map(|net| net.image.map_or(self.size, |image| image.size))
+    }
+}
+
 impl LatentTask {
     /// The size of the latent that it makes, or, of [`LatentWork::Decode`], that it makes a picture of.
     pub fn latent(&self) -> Size {
@@ -542,10 +554,8 @@ fn rgb_bytes(size: Size) -> u64 {
 impl Redraw {
     /// How many bytes the result of a segment has.
     pub fn result_bytes(&self, seg: &SegTask) -> u64 {
-        let crop = seg.pixels.map_or(seg.region.size(), |pixels| pixels.size);
-        let control = |net: &ControlNet| rgb_bytes(net.image.map_or(seg.size, |image| image.size));
-        let controls = seg.control_nets.iter().filter(|_| self.node == SegsNode::Detailer).map(control);
-        controls.fold(rgb_bytes(crop), u64::saturating_add)
+        let controls = seg.control_sizes().filter(|_| self.node == SegsNode::Detailer);
+        controls.map(rgb_bytes).fold(rgb_bytes(seg.crop()), u64::saturating_add)
     }
 }
 

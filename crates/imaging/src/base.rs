@@ -40,7 +40,7 @@ use crate::{
 pub use layer::{Crop, LayerMask, LayerWindow};
 
 /// Bytes that must be read from the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Piece {
     /// Of what.
     pub of: Origin,
@@ -86,7 +86,7 @@ impl Piece {
         self.range.is_empty()
     }
 
-    /// Its samples, all of them finite.
+    /// Its bytes as `f32` samples. One that is infinite or not a number is refused.
     pub fn samples(&self, bytes: &[u8]) -> Result<Vec<f32>, PixelError> {
         let samples = from_le(bytes);
         match samples.iter().find(|sample| !sample.is_finite()) {
@@ -163,6 +163,11 @@ impl BaseWindow {
     /// What must be read, in the order in which [`BaseWindow::compose`] takes it.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
+    }
+
+    /// How much the samples take up that are held while it is composed, in bytes, without what is read.
+    pub fn working_bytes(&self) -> u64 {
+        (self.region.size().pixels() + self.source.size().pixels()) * 3 * size_of::<f32>() as u64
     }
 
     /// Makes the RGB pixels of the region out of the bytes of its pieces.

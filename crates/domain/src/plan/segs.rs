@@ -13,7 +13,7 @@
 //! the first is what a task needs, and the second holds by itself: no later layer is ever in a crop.
 
 use crate::{
-    check::Wrong,
+    check::{Invalid, Wrong},
     digest::Digest,
     job::Picture,
     nodes::{Rendering, SegsDetail, SegsUpscale, TiledModel, Treatment},
@@ -28,6 +28,62 @@ use crate::{
     tiles::TileGrid,
 };
 
+/// A segment of what a `SEGSDetailer` gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivered {
+    /// Which segment of the job it was.
+    pub seg: usize,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What becomes of a segment in a round of a `SEGSDetailer`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fate {
+    /// It is passed on as it is, with what it brought.
+    PassedOn,
+    /// It keeps its pixels: those that it brought, else its crop of the picture.
+    Kept,
+    /// It is redrawn by this task.
+    Redrawn(Box<SegTask>),
+}
+
+/// What a job gives: rounds outside, segments inside.
+pub fn delivered(job: &SegsDetail) -> impl Iterator<Item = Result<Delivered, Invalid>> + '_ {
+    let rounds = 0..job.detailer.batch_size;
+    rounds.flat_map(move |round| {
+        job.segs.iter().enumerate().map(move |(index, placed)| {
+            let fate = match job.treatment(index)? {
+                Treatment::PassedOn => Fate::PassedOn,
+                Treatment::Kept => Fate::Kept,
+                Treatment::Redrawn(working) => Fate::Redrawn(Box::new(redrawn(job, round, index, placed, working))),
+            };
+            Ok(Delivered { seg: index, fate })
+        })
+    })
+}
+
+/// The task that redraws a segment in a round.
+fn redrawn(job: &SegsDetail, round: u32, index: usize, placed: &Placed, working: Size) -> SegTask {
+    let (node, seg) = (&job.detailer, &placed.seg);
+    let (prompts, seed) = directions(index, seg, &job.overrides);
+    SegTask {
+        region: placed.region(job.picture.size),
+        size: working,
+        mask: node.noise_mask.then_some(seg.cropped_mask),
+        pixels: seg.cropped_image,
+        prompts,
+        control_nets: seg.control_nets.iter().map(|net| net.nameless()).collect(),
+        seed: SegsDetail::seed(seed.unwrap_or(node.sampler.seed), round),
+        below: Vec::new(),
+    }
+}
+
+/// What the segments of a job are cut from: its picture.
+pub fn detail_base(job: &SegsDetail) -> Base {
+    Base { picture: job.picture.digest, decode: DECODE_REVISION, size: job.picture.size, enlarged: None }
+}
+
 /// Plans the job of a `SEGSDetailer`.
 ///
 /// There is a task per segment and round (rounds outside, segments inside) that is redrawn at all, one that delivers the
@@ -38,7 +94,7 @@ pub fn plan_segs_detail(job: &SegsDetail) -> Result<Plan, PlanError> {
     let tasks = u64::from(node.batch_size) * job.segs.len() as u64 + 2;
     check_tasks("segs_detail.batch_size", tasks)?;
     let mut plan = Plan::empty();
-    let base = Base { picture: job.picture.digest, decode: DECODE_REVISION, size: job.picture.size, enlarged: None };
+    let base = detail_base(job);
     let refiner = job.refiner_basic_pipe.as_ref().map(|pipe| (pipe, node.refiner_ratio));
     let redraw = Redraw {
         revision: REDRAW_REVISION,
@@ -58,41 +114,30 @@ pub fn plan_segs_detail(job: &SegsDetail) -> Result<Plan, PlanError> {
     let (context, _) = plan.context(Context::Redraw(Box::new(redraw)), 0);
 
     let mut layers = Vec::new();
-    let mut delivered = Vec::new();
+    let mut handed_over = Vec::new();
     let size = job.picture.size;
-    for round in 0..node.batch_size {
-        for (index, placed) in job.segs.iter().enumerate() {
-            let Placed { seg, .. } = placed;
-            let (region, mask) = (placed.region(size), seg.cropped_mask);
-            let kept = seg.cropped_image.map(LayerPixels::Given);
-            let pixels = match job.treatment(index)? {
-                // Pasting it would change nothing.
-                Treatment::PassedOn => {
-                    delivered.push(kept);
-                    continue;
-                }
-                Treatment::Kept => kept.unwrap_or(LayerPixels::Base),
-                Treatment::Redrawn(working) => {
-                    let (prompts, seed) = directions(index, seg, &job.overrides);
-                    let part = SegTask {
-                        region,
-                        size: working,
-                        mask: node.noise_mask.then_some(mask),
-                        pixels: seg.cropped_image,
-                        prompts,
-                        control_nets: seg.control_nets.iter().map(|net| net.nameless()).collect(),
-                        seed: SegsDetail::seed(seed.unwrap_or(node.sampler.seed), round),
-                        below: Vec::new(),
-                    };
-                    LayerPixels::Result(plan.task(context, Part::Seg(Box::new(part)), Needs::NONE).1)
-                }
-            };
-            delivered.push(Some(pixels.clone()));
-            layers.push(Layer { pixels, region, mask });
-        }
+    for delivered in delivered(job) {
+        let Delivered { seg, fate } = delivered?;
+        let placed = &job.segs[seg];
+        let (region, seg) = (placed.region(size), &placed.seg);
+        let own = seg.cropped_image.map(LayerPixels::Given);
+        let pixels = match fate {
+            // Pasting it would change nothing.
+            Fate::PassedOn => {
+                handed_over.push(own);
+                continue;
+            }
+            Fate::Kept => own.unwrap_or(LayerPixels::Base),
+            Fate::Redrawn(task) => LayerPixels::Result(plan.task(context, Part::Seg(task), Needs::NONE).1),
+        };
+        handed_over.push(Some(pixels.clone()));
+        // Pixels of a segment's own are pasted as large as they are.
+        let Size { width, height } = seg.cropped_image.map_or(region.size(), |image| image.size);
+        let region = Region { width, height, ..region };
+        layers.push(Layer { pixels, region, mask: seg.cropped_mask });
     }
     let all = Needs::Range(0..plan.tasks().len() as u32);
-    let content = Digest::of_json(&("segs", size, &job.segs, &delivered));
+    let content = Digest::of_json(&("segs", &base, &job.segs, &handed_over));
     let (context, _) = plan.context(Context::Deliver { revision: DELIVER_REVISION, content }, 0);
     plan.task(context, whole(size), all.clone());
     if let Some(paste) = job.paste {

@@ -38,6 +38,11 @@ impl LayerMask {
         Ok(Self(if mask.size() == patch { mask } else { mask.resize(patch)? }))
     }
 
+    /// The size of the layer's pixels.
+    pub fn size(&self) -> Size {
+        self.0.size()
+    }
+
     /// The weights of the patch's row `y` from column `x` on.
     fn row(&self, x: usize, y: usize) -> &[f32] {
         &self.0.data[y * self.0.width..][x..self.0.width]
@@ -102,6 +107,14 @@ impl LayerWindow {
         match &self.pixels {
             Pixels::Rows(piece, _) => std::slice::from_ref(piece),
             Pixels::Base(base) => base.pieces(),
+        }
+    }
+
+    /// How much its samples take up while it is pasted, in bytes, without what is read.
+    pub fn working_bytes(&self) -> u64 {
+        match &self.pixels {
+            Pixels::Rows(piece, _) => piece.len(),
+            Pixels::Base(base) => base.working_bytes(),
         }
     }
 
