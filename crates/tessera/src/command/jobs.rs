@@ -15,7 +15,7 @@ use serde_json::json;
 use service::config::Config;
 
 use crate::{
-    cli::State,
+    cli::values::State,
     client::{Farm, call},
     exit::{Failure, Outcome},
     naming, output,

@@ -24,7 +24,7 @@ use weights::{
 };
 
 use crate::{
-    cli::Dtype,
+    cli::values::Dtype,
     client::{Farm, call},
     exit::Outcome,
     output, transfer, wire_json,
