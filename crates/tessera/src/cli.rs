@@ -53,24 +53,54 @@ Examples:
 It asks no farm and keeps nothing. Names and defaults are those of ComfyUI's KSampler, and so is the picture, on a CPU.
 Without a checkpoint at hand, `tessera models synthesize sd1 -o tiny.safetensors` makes one whose pictures mean nothing.";
 
-const SUBMIT_EXAMPLES: &str = "\
-JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
+const SUBMIT_EXAMPLES: &str = r#"JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
   {
-    \"request_id\": \"holiday-1\",
-    \"labels\": {\"album\": \"holiday\"},
-    \"priority\": \"PRIORITY_HIGH\",
-    \"upscale\": {
-      \"pictures\": [{\"path\": \"photo.jpg\"}, {\"uri\": \"s3://bucket/photo.png\"}],
-      \"upscale_model\": \"tessera-2x\",
-      \"resize\": {\"width\": 3840, \"method\": \"RESIZE_METHOD_LANCZOS\"},
-      \"tile\": {\"side\": 512, \"overlap\": 32},
-      \"output\": {\"format\": \"png\"}
+    "request_id": "holiday-1",
+    "labels": {"album": "holiday"},
+    "priority": "PRIORITY_HIGH",
+    "upscale": {
+      "pictures": [{"path": "photo.jpg"}, {"uri": "s3://bucket/photo.png"}],
+      "upscale_model": "tessera-2x",
+      "resize": {"width": 3840, "method": "RESIZE_METHOD_LANCZOS"},
+      "tile": {"side": 512, "overlap": 32},
+      "output": {"format": "png"}
     }
   }
-A picture's `path` is a local file, uploaded first; {\"path\": \"4x.pth\"} may also stand for `upscale_model`.
 `resize` asks for a `factor`, a `width` or a `height`; without `upscale_model` it chooses the built-in model too.
-`\"tile\": {\"auto\": true}` lets the farm choose the side.
-Paths are relative to the folder of JOB.json.";
+`"tile": {"auto": true}` lets the farm choose the side.
+
+Or, instead of `upscale`, one of these; what is left out has the default of the node in ComfyUI (nodes.proto):
+    "segs_detail": {
+      "picture": {"path": "photo.jpg"},
+      "segs": {"document": "faces.json"},
+      "overrides": [{"label": "face", "positive": "a smile"}, {"index": 3, "seed": 7}],
+      "basic_pipe": {
+        "checkpoint": {"path": "sd15.safetensors"},
+        "loras": [{"lora": "ink", "strength_model": 0.8}],
+        "positive": [{"text": "a face"}, {"text": "a hat", "mask": {"mask": {"path": "top.png"}}}],
+        "negative": [{"text": "blurry"}],
+        "control_nets": [{"control_net": {"path": "canny.pth"}, "image": {"path": "edges.png"}}]
+      },
+      "sampler": {"seed": 1, "steps": 30, "cfg": 7, "denoise": 0.4},
+      "paste": {"feather": 8}
+    }
+    "segs_upscale": {
+      "picture": {"path": "photo.jpg"},
+      "segs": {"tiles": {"bbox_size": 512}},
+      "basic_pipe": {"checkpoint": "sd15", "positive": [{"text": "a photograph"}]},
+      "rescale_factor": 3, "upscale_model": "tessera-2x", "sampler": {"denoise": 0.3}
+    }
+    "latent_upscale": {
+      "picture": {"path": "photo.jpg"},
+      "upscale_factor": 2, "steps": 4,
+      "base_sampler": {"sampler": {"denoise": 0.4}, "basic_pipe": {"checkpoint": "sd15"}, "hooks": [{"denoise": 0.2}]},
+      "mask_sampler": {"sampler": {"denoise": 0.2}, "basic_pipe": {"checkpoint": "sd15"}},
+      "mask": {"path": "face.png"}
+    }
+
+Where a picture, a mask or a latent is wanted, {"path": "photo.jpg"} is a local file, uploaded first; where a model is
+wanted, {"path": "4x.pth"} is one too. {"document": "faces.json"} is a file of SEGS (docs/segs.md); segments may also be made of a
+mask, {"mask": {"mask": {"path": "mask.png"}}}. Paths are relative to the folder of JOB.json."#;
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -485,7 +515,8 @@ mod tests {
     use domain::picture::Format;
 
     use super::{
-        values::{Priority, Reproducibility, TileSide},
+        segs::SegsCommand,
+        values::{Masks, Priority, Reproducibility, TileSide},
         *,
     };
 
@@ -556,6 +587,106 @@ mod tests {
         check("upscale a.png --scale 2 --method bislerp", "--method");
         check("upscale", "PICTURE");
         check("cache --limit much", "--limit");
+    }
+
+    #[test]
+    fn the_documents_shown_are_jobs() {
+        let objects = SUBMIT_EXAMPLES.split("\n    \"").skip(1).filter_map(|part| {
+            let (kind, job) = part.split_once("\": {\n")?;
+            Some((kind, job.split("\n    }").next()?))
+        });
+        let mut kinds = Vec::new();
+        for (kind, job) in objects {
+            let mut value: serde_json::Value = serde_json::from_str(&format!("{{ \"{kind}\": {{ {job} }} }}")).unwrap();
+            if let Some(segs) = value[kind].get_mut("segs")
+                && segs.get("document").is_some()
+            {
+                *segs = serde_json::json!({ "segs": {} }); // there is no such file here
+            }
+            let mut document = crate::document::Document::new(value, std::path::Path::new("")).unwrap();
+            for file in document.files().unwrap() {
+                document.replace(&file, "d".to_owned()).unwrap();
+            }
+            assert!(document.request().unwrap().kind.is_some());
+            kinds.push(kind);
+        }
+        assert_eq!(kinds, ["upscale", "segs_detail", "segs_upscale", "latent_upscale"]);
+    }
+
+    #[test]
+    fn segs_and_plans_take_their_flags() {
+        let segs = |line: &str| match parse(line).unwrap() {
+            Command::Segs(segs) => segs.command,
+            other => panic!("{other:?}"),
+        };
+        let SegsCommand::FromMask { parts, crop, output, .. } = segs("segs from-mask m.png -o a.json --combined")
+        else {
+            panic!("no mask")
+        };
+        assert_eq!((parts.combined, parts.drop_size, crop.crop_factor), (true, 10, 3.0));
+        assert_eq!((output.masks, output.force), (Masks::Rle, false));
+        let SegsCommand::Tiles { tiles, .. } = segs("segs tiles 640x480 -o tiles/ --bbox-size 128 --masks png") else {
+            panic!("no tiles")
+        };
+        assert_eq!((tiles.bbox_size, tiles.min_overlap, tiles.filter_segs_dilation), (128, 5, 20));
+        assert!(parse("segs convert a.json").is_err());
+        let Command::Plan(plan) = parse("plan JOB.json --workers 2,8 --dot").unwrap() else { panic!("no plan") };
+        assert_eq!((plan.workers, plan.dot, plan.json), (vec![2, 8], true, false));
+        assert!(parse("plan JOB.json --workers 0").is_err());
+    }
+
+    #[test]
+    fn the_help_of_redrawing_shows_the_references_defaults() {
+        let mut command = Cli::command();
+        let help = |command: &mut clap::Command, name: &str| {
+            let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            help.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let shows = |help: &str, flag: &str, default: &str| {
+            let told = help.split(" --").find(|part| part.starts_with(&format!("{flag} ")));
+            let told = told.unwrap_or_else(|| panic!("no --{flag}"));
+            assert!(told.contains(&format!("[default: {default}]")), "--{told}");
+        };
+        let detail = help(&mut command, "segs-detail");
+        let defaults = [
+            ("guide-size", "512"),
+            ("guide-size-for", "bbox"),
+            ("max-size", "768"),
+            ("seed", "0"),
+            ("steps", "20"),
+            ("cfg", "8"),
+            ("sampler-name", "euler"),
+            ("scheduler", "normal"),
+            ("denoise", "0.5"),
+            ("noise-mask", "true"),
+            ("force-inpaint", "true"),
+            ("refiner-ratio", "0.2"),
+            ("batch-size", "1"),
+            ("cycle", "1"),
+            ("noise-mask-feather", "20"),
+            ("feather", "5"),
+            ("alpha", "255"),
+            ("crop-factor", "3"),
+            ("drop-size", "10"),
+            ("bbox-size", "512"),
+            ("min-overlap", "5"),
+            ("filter-segs-dilation", "20"),
+            ("precision", "exact"),
+        ];
+        defaults.iter().for_each(|(flag, default)| shows(&detail, flag, default));
+        let upscale = help(&mut command, "segs-upscale");
+        let defaults = [("rescale-factor", "2"), ("supersample", "true"), ("rounding-modulus", "8"), ("feather", "5")];
+        defaults.iter().for_each(|(flag, default)| shows(&upscale, flag, default));
+        let latent = help(&mut command, "latent-upscale");
+        let defaults = [
+            ("upscale-factor", "1.5"),
+            ("upscale-steps", "3"),
+            ("step-mode", "simple"),
+            ("scale-method", "nearest-exact"),
+            ("tile-size", "512"),
+            ("full-sample-schedule", "none"),
+        ];
+        defaults.iter().for_each(|(flag, default)| shows(&latent, flag, default));
     }
 
     #[test]

@@ -332,7 +332,7 @@ impl Writing {
         let limits = Limits::default();
         let writing = if is_file && !output.is_dir() {
             let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-            let below = format!("{stem}.segs");
+            let below = if stem.ends_with(".segs") { stem.into_owned() } else { format!("{stem}.segs") };
             Self { file: output.to_owned(), files: folder(output).join(&below), below, masks, limits }
         } else {
             Self { file: output.join(NAME), files: output.to_owned(), below: String::new(), masks, limits }
@@ -481,4 +481,178 @@ fn text(document: &Document) -> String {
         "{{\n  \"format\": {},\n  \"width\": {},\n  \"height\": {},\n  \"segs\": {segs}\n}}\n",
         value["format"], value["width"], value["height"]
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::region::Corners;
+    use jsonschema::Validator;
+
+    use super::*;
+
+    /// Two segments: a mask of 0 and 1, and one with greys.
+    fn segs() -> Segs {
+        let seg = |crop_region: Corners, values: &[f32], label: &str| imaging::segs::Seg {
+            cropped_image: None,
+            cropped_mask: Mask::new(1, crop_region.size().unwrap(), values.to_vec()).unwrap(),
+            confidence: 0.5,
+            crop_region,
+            bbox: crop_region,
+            label: label.to_owned(),
+        };
+        let grey = imaging::bytes::from_u8(100);
+        Segs {
+            header: Size::new(8, 4),
+            segs: vec![
+                seg(Corners::new(0, 0, 2, 2), &[0.0, 1.0, 1.0, 0.0], "a face/../x"),
+                seg(Corners::new(2, 1, 4, 2), &[grey, 1.0], ""),
+            ],
+        }
+    }
+
+    fn schema() -> Validator {
+        let text = std::fs::read_to_string(repository("docs/segs.schema.json")).unwrap();
+        let schema: Value = serde_json::from_str(&text).unwrap();
+        jsonschema::meta::validate(&schema).unwrap();
+        jsonschema::draft202012::new(&schema).unwrap()
+    }
+
+    fn repository(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    }
+
+    #[track_caller]
+    fn is_valid(validator: &Validator, value: &Value) {
+        let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    #[test]
+    fn a_document_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (masks, output, files) in [
+            (Masks::Rle, "a.json", vec!["a.segs/1-mask.png"]),
+            (Masks::Png, "b.segs.json", vec!["b.segs/0-afacex-mask.png", "b.segs/1-mask.png"]),
+            (Masks::Png, "c", vec!["c/0-afacex-mask.png", "c/1-mask.png"]),
+        ] {
+            let writing = Writing::to(&at(output), masks, false).unwrap();
+            let path = writing.segs(&segs()).unwrap();
+            assert_eq!(path, if output == "c" { at("c/segs.json") } else { at(output) });
+            let document = read(path).unwrap();
+            assert_eq!(check(&document, super::folder(path), &Limits::default()), Findings::default());
+            assert_eq!(load(path, &Limits::default()).unwrap(), segs());
+            files.iter().for_each(|file| assert!(at(file).is_file(), "{file}"));
+            assert!(Writing::to(&at(output), masks, false).is_err(), "it is not written over");
+            is_valid(&schema(), &json!(document));
+        }
+        // From files to runs, and back, with everything else.
+        let mut document = read(&at("c/segs.json")).unwrap();
+        document.segs[0].positive = Some("a face".to_owned());
+        document.segs[0].cropped_image = Some(Source::Path("1-mask.png".to_owned()));
+        let runs = Writing::to(&at("d.json"), Masks::Rle, false).unwrap();
+        let written = read(runs.copy(&document, &at("c")).unwrap()).unwrap();
+        assert!(matches!(written.segs[0].cropped_mask, Some(MaskSource::Rle(_))));
+        assert_eq!(written.segs[1].cropped_mask, Some(MaskSource::Path("d.segs/1-mask.png".to_owned())));
+        assert_eq!(written.segs[0].cropped_image, Some(Source::Path("d.segs/0-afacex-image.png".to_owned())));
+        assert_eq!(load(&at("d.json"), &Limits::default()).unwrap(), segs());
+        let back = Writing::to(&at("c"), Masks::Png, true).unwrap();
+        back.copy(&written, folder.path()).unwrap();
+        assert_eq!(load(&at("c/segs.json"), &Limits::default()).unwrap(), segs());
+        is_valid(&schema(), &json!(written));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_document_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("text.png"), "no picture").unwrap();
+        let findings = |segs: Value| {
+            let document = json!({ "format": FORMAT, "width": 10, "height": 10, "segs": segs });
+            let document = parse(&document.to_string()).unwrap();
+            let Findings { errors, warnings } = check(&document, folder.path(), &Limits::default());
+            let show = |all: Vec<Finding>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            (show(errors), show(warnings))
+        };
+        let error = |segs: Value, words: &str| {
+            let (errors, warnings) = findings(segs);
+            assert!(errors.contains(words), "{errors}; {warnings}");
+        };
+        let warning = |segs: Value, words: &str| {
+            let (errors, warnings) = findings(segs);
+            assert!(errors.is_empty() && warnings.contains(words), "{errors}; {warnings}");
+        };
+        error(
+            json!([{ "crop_region": [5, 5, 5, 9] }]),
+            "segs[0].crop_region: the region (5, 5, 5, 9) of a segment is empty",
+        );
+        error(json!([{ "crop_region": [20, 0, 30, 9] }]), "lies outside the 10x10 picture");
+        error(json!([{ "crop_region": [0, 0, 9, 9], "bbox": [5, 5, 1, 9] }]), "segs[0].bbox: ");
+        error(json!([{ "crop_region": [0, 0, 9, 9], "confidence": 2 }]), "segs[0].confidence: is 2, and 0 to 1");
+        error(
+            json!([{ "crop_region": [0, 0, 9, 9], "cropped_mask": { "path": "none.png" } }]),
+            "segs[0].cropped_mask: ",
+        );
+        error(
+            json!([{ "crop_region": [0, 0, 9, 9], "cropped_mask": { "path": "text.png" } }]),
+            "segs[0].cropped_mask: ",
+        );
+        error(
+            json!([{ "crop_region": [0, 0, 9, 9], "cropped_image": { "path": "none.png" } }]),
+            "segs[0].cropped_image: ",
+        );
+        error(json!([{ "crop_region": [0, 0, 9, 9], "cropped_image": { "uri": "http://x" } }]), "not an s3:// URI");
+        let runs = |counts: Value| json!({ "rle": { "width": 3, "height": 3, "counts": counts } });
+        error(json!([{ "crop_region": [0, 0, 3, 3], "cropped_mask": runs(json!([4, 4])) }]), "hold 8 values");
+        let net = json!([{ "control_net": "canny", "strength": 11 }]);
+        error(json!([{ "crop_region": [0, 0, 9, 9], "control_nets": net }]), "segs[0].control_nets[0].strength: is 11");
+        warning(json!([]), "nothing to do");
+        warning(json!([{ "crop_region": [5, 0, 30, 9] }]), "is cut to it");
+        warning(json!([{ "crop_region": [0, 0, 3, 3], "cropped_mask": runs(json!([9])) }]), "is 0 everywhere");
+        warning(json!([{ "crop_region": [0, 0, 4, 3], "cropped_mask": runs(json!([0, 9])) }]), "is stretched");
+        let other = parse(r#"{ "format": "tessera.segs/2", "segs": [] }"#).unwrap_err().to_string();
+        assert_eq!(other, "`format` is `tessera.segs/2`, and `tessera.segs/1` is wanted");
+    }
+
+    #[test]
+    fn the_schema_takes_what_the_program_takes() {
+        let schema = schema();
+        let guide = std::fs::read_to_string(repository("docs/segs.md")).unwrap();
+        let examples: Vec<&str> =
+            guide.split("```json\n").skip(1).filter_map(|part| part.split("```").next()).collect();
+        assert!(!examples.is_empty());
+        for example in examples {
+            parse(example).unwrap();
+            is_valid(&schema, &serde_json::from_str(example).unwrap());
+        }
+        let with = |seg: Value| json!({ "format": FORMAT, "segs": [seg] });
+        let digest = "0".repeat(64);
+        let right = [
+            json!({ "crop_region": [-1, 0, 9, 9], "bbox": [0.5, 0, 9, 9.25], "confidence": 0.5 }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_mask": { "digest": digest }, "cropped_image": { "uri": "s3://b/k" } }),
+            json!({ "crop_region": [0, 0, 9, 9], "control_images": [{ "path": "a.png" }], "negative": "" }),
+        ];
+        for seg in right {
+            parse(&with(seg.clone()).to_string()).unwrap();
+            is_valid(&schema, &with(seg));
+        }
+        let wrong = [
+            json!({}),
+            json!({ "crop_region": [0, 0, 9] }),
+            json!({ "crop_region": [0, 0, 9.5, 9] }),
+            json!({ "crop_region": [0, 0, 9, 9], "mask": {} }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_mask": {} }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_mask": { "path": "a", "digest": "b" } }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_mask": { "rle": { "width": 1, "height": 1 } } }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_image": { "rle": { "width": 1, "height": 1, "counts": [1] } } }),
+            json!({ "crop_region": [0, 0, 9, 9], "cropped_image": { "digest": "b" } }),
+            json!({ "crop_region": [0, 0, 9, 9], "control_nets": [{}] }),
+            json!({ "crop_region": [0, 0, 9, 9], "label": null }),
+        ];
+        for seg in wrong {
+            assert!(parse(&with(seg.clone()).to_string()).is_err(), "the program takes {seg}");
+            assert!(!schema.is_valid(&with(seg.clone())), "the schema takes {seg}");
+        }
+        assert!(!schema.is_valid(&json!({ "format": "tessera.segs/2", "segs": [] })));
+        assert!(!schema.is_valid(&json!({ "format": FORMAT })));
+    }
 }

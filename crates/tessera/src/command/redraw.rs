@@ -484,3 +484,312 @@ fn render(args: &RedrawFlags, format: Option<Format>) -> Value {
         "reference_quirks": args.reference_quirks,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use proto::v1::create_job_request::Kind;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// A folder with the files that commands name.
+    struct Here(tempfile::TempDir);
+
+    impl Here {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["photo.jpg", "mask.png", "edges.png", "sd15.safetensors", "canny.pth", "start.latent"] {
+                std::fs::write(folder.path().join(name), "").unwrap();
+            }
+            let segs = r#"{ "format": "tessera.segs/1", "segs": [{ "crop_region": [0, 0, 8, 8], "label": "face" }] }"#;
+            std::fs::write(folder.path().join("faces.json"), segs).unwrap();
+            Self(folder)
+        }
+
+        /// The command line, in which `@` is the folder and `~` a space that parts no words.
+        fn parse(&self, line: &str) -> Result<Command, String> {
+            let folder = format!("{}/", self.0.path().display());
+            let words = line.split_whitespace().map(|word| word.replace('@', &folder).replace('~', " "));
+            let words = std::iter::once("tessera".to_owned()).chain(words);
+            Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| error.to_string())
+        }
+
+        /// What the command asks for, its files standing for themselves.
+        fn request(&self, line: &str) -> v1::CreateJobRequest {
+            let png = Some(Format::Png);
+            let document = match &self.parse(line).unwrap() {
+                Command::SegsDetail(args) => document(&args.redraw, "segs_detail", detail_job(args, png).unwrap()),
+                Command::SegsUpscale(args) => document(&args.redraw, "segs_upscale", upscale_job(args, png).unwrap()),
+                Command::LatentUpscale(args) => {
+                    document(&args.redraw, "latent_upscale", latent_job(args, png).unwrap())
+                }
+                other => panic!("{other:?}"),
+            };
+            let mut document = document.unwrap();
+            for file in document.files().unwrap() {
+                document.replace(&file, file.path.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
+            }
+            document.request().unwrap()
+        }
+
+        fn detail(&self, line: &str) -> v1::SegsDetailJob {
+            match self.request(line).kind {
+                Some(Kind::SegsDetail(job)) => job,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn upscale(&self, line: &str) -> v1::SegsUpscaleJob {
+            match self.request(line).kind {
+                Some(Kind::SegsUpscale(job)) => job,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn latent(&self, line: &str) -> v1::LatentUpscaleJob {
+            match self.request(line).kind {
+                Some(Kind::LatentUpscale(job)) => job,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn digest(name: &str) -> Option<v1::PictureSource> {
+        let source = Some(v1::picture_source::Source::Digest(name.to_owned()));
+        Some(v1::PictureSource { name: name.to_owned(), source })
+    }
+
+    fn prompts(texts: &[v1::Conditioning]) -> Vec<&str> {
+        texts.iter().map(|prompt| prompt.text.as_str()).collect()
+    }
+
+    const DETAIL: &str = "segs-detail @photo.jpg --mask @mask.png --checkpoint @sd15.safetensors";
+
+    #[test]
+    fn what_is_left_out_has_the_references_defaults() {
+        let here = Here::new();
+        let job = here.detail(DETAIL);
+        assert_eq!(job.picture, digest("photo.jpg"));
+        let Some(v1::segs_source::Source::Mask(mask)) = job.segs.unwrap().source else { panic!("no mask") };
+        assert_eq!(
+            (mask.mask, mask.combined, mask.crop_factor, mask.drop_size),
+            (digest("mask.png"), false, Some(3.0), Some(10))
+        );
+        let pipe = job.basic_pipe.unwrap();
+        assert_eq!((pipe.checkpoint.as_str(), pipe.vae.as_str(), pipe.stop_at_clip_layer), ("sd15.safetensors", "", 0));
+        assert_eq!((prompts(&pipe.positive), prompts(&pipe.negative)), (vec![""], vec![""]));
+        assert_eq!((job.guide_size, job.guide_size_for_crop_region, job.max_size), (Some(512.0), false, Some(768.0)));
+        let sampler = job.sampler.unwrap();
+        assert_eq!((sampler.seed, sampler.steps, sampler.cfg, sampler.denoise), (0, 20, Some(8.0), Some(0.5)));
+        assert_eq!(
+            (sampler.sampler_name.as_str(), sampler.scheduler.as_str(), sampler.scheduler_func),
+            ("euler", "normal", None)
+        );
+        assert_eq!((job.noise_mask, job.force_inpaint, job.refiner_ratio), (Some(true), Some(true), Some(0.2)));
+        assert_eq!((job.batch_size, job.cycle, job.inpaint_model, job.noise_mask_feather), (1, 1, false, Some(20)));
+        assert_eq!(job.paste, Some(v1::SegsPaste { feather: Some(5), alpha: Some(255) }));
+        assert_eq!((job.refiner_basic_pipe, job.overrides.len()), (None, 0));
+        let render = job.render.unwrap();
+        assert_eq!(
+            (render.precision(), render.reproducibility()),
+            (v1::Precision::Exact, v1::Reproducibility::SameClass)
+        );
+        assert_eq!((render.compute_class.as_str(), render.reference_quirks), ("", false));
+        assert_eq!(render.output, Some(v1::OutputOptions { format: "png".to_owned(), bits: 0, quality: 95 }));
+
+        let job = here.upscale("segs-upscale @photo.jpg --grid --checkpoint sd15");
+        let Some(v1::segs_source::Source::Tiles(tiles)) = job.segs.unwrap().source else { panic!("no tiles") };
+        assert_eq!((tiles.bbox_size, tiles.crop_factor, tiles.min_overlap), (512, Some(3.0), Some(5)));
+        assert_eq!((tiles.filter_segs_dilation, tiles.irregular_mask_mode.as_str()), (Some(20), "Reuse fast"));
+        assert_eq!((job.rescale_factor, job.resampling_method.as_str(), job.supersample), (Some(2.0), "", Some(true)));
+        assert_eq!((job.rounding_modulus, job.feather, job.upscale_model.as_str(), job.tile), (8, Some(5), "", None));
+        assert_eq!(job.basic_pipe.unwrap().checkpoint, "sd15");
+
+        let job = here.latent("latent-upscale @photo.jpg --checkpoint sd15");
+        assert_eq!(job.source, digest("photo.jpg").map(v1::latent_upscale_job::Source::Picture));
+        assert_eq!((job.upscale_factor, job.steps, job.step_mode()), (Some(1.5), 3, v1::StepMode::Simple));
+        assert_eq!((job.scale_method.as_str(), job.use_tiled_vae, job.tile_size), ("nearest-exact", false, 512));
+        assert_eq!(
+            (job.mask, job.mask_sampler, job.full_sampler, job.full_sample_schedule.as_str()),
+            (None, None, None, "")
+        );
+        assert!(job.base_sampler.unwrap().hooks.is_empty());
+    }
+
+    #[test]
+    fn every_flag_of_segs_detail_reaches_the_job() {
+        let here = Here::new();
+        let line = format!(
+            "{DETAIL} --crop-factor 1.5 --combined --bbox-fill --contour-fill --drop-size 3 --vae v --lora ink:0.8:0.5 \
+             --embedding bad --stop-at-clip-layer -2 --positive a~face --negative blur --controlnet @canny.pth:0.5:0.1:0.9 \
+             --control-image @edges.png --control-advanced --refiner-checkpoint refiner --refiner-positive fine \
+             --refiner-ratio 0.3 --guide-size 256 --guide-size-for crop_region --max-size 512 --seed 18446744073709551615 \
+             --steps 5 --cfg 1.5 --sampler-name heun --scheduler karras --denoise 0.25 --scheduler-func gits:1.3 \
+             --noise-mask false --force-inpaint false --batch-size 2 --cycle 3 --inpaint-model --noise-mask-feather 7 \
+             --feather 9 --alpha 200 --prompt-for face=a~smile --prompt-for 1=door --negative-for face=teeth --reseed 2=7 \
+             --precision fast --bits 16 --reproducibility mixed --class cpu/candle/f32 --reference-quirks --priority high \
+             --label a=b"
+        );
+        let request = here.request(&line);
+        assert_eq!((request.priority(), request.labels["a"].as_str()), (v1::Priority::High, "b"));
+        let job = here.detail(&line);
+        let Some(v1::segs_source::Source::Mask(mask)) = job.segs.unwrap().source else { panic!("no mask") };
+        assert!(mask.combined && mask.bbox_fill && mask.contour_fill);
+        assert_eq!((mask.crop_factor, mask.drop_size), (Some(1.5), Some(3)));
+        let pipe = job.basic_pipe.unwrap();
+        assert_eq!((pipe.vae.as_str(), pipe.embeddings, pipe.stop_at_clip_layer), ("v", vec!["bad".to_owned()], -2));
+        let lora = v1::Lora { lora: "ink".to_owned(), strength_model: Some(0.8), strength_clip: Some(0.5) };
+        assert_eq!(pipe.loras, [lora]);
+        assert_eq!((prompts(&pipe.positive), prompts(&pipe.negative)), (vec!["a face"], vec!["blur"]));
+        let net = v1::ControlNet {
+            control_net: "canny.pth".to_owned(),
+            strength: Some(0.5),
+            start_percent: 0.1,
+            end_percent: Some(0.9),
+            advanced: true,
+            image: digest("edges.png"),
+        };
+        assert_eq!(pipe.control_nets, [net]);
+        let refiner = job.refiner_basic_pipe.unwrap();
+        assert_eq!((refiner.checkpoint.as_str(), prompts(&refiner.positive)), ("refiner", vec!["fine"]));
+        assert_eq!((prompts(&refiner.negative), job.refiner_ratio), (vec!["blur"], Some(0.3)));
+        assert_eq!((job.guide_size, job.guide_size_for_crop_region, job.max_size), (Some(256.0), true, Some(512.0)));
+        let gits = v1::GitsSchedule { coeff: Some(1.3), denoise: Some(1.0) };
+        let sampler = v1::Sampler {
+            seed: u64::MAX,
+            steps: 5,
+            cfg: Some(1.5),
+            sampler_name: "heun".to_owned(),
+            scheduler: "karras".to_owned(),
+            denoise: Some(0.25),
+            scheduler_func: Some(v1::SchedulerFunction { kind: Some(v1::scheduler_function::Kind::Gits(gits)) }),
+        };
+        assert_eq!(job.sampler, Some(sampler));
+        assert_eq!((job.noise_mask, job.force_inpaint, job.batch_size, job.cycle), (Some(false), Some(false), 2, 3));
+        assert_eq!((job.inpaint_model, job.noise_mask_feather), (true, Some(7)));
+        assert_eq!(job.paste, Some(v1::SegsPaste { feather: Some(9), alpha: Some(200) }));
+        let label = |label: &str| Some(v1::seg_override::Select::Label(label.to_owned()));
+        let index = |index| Some(v1::seg_override::Select::Index(index));
+        let text = |text: &str| Some(text.to_owned());
+        let want = [
+            v1::SegOverride { select: label("face"), positive: text("a smile"), ..Default::default() },
+            v1::SegOverride { select: index(1), positive: text("door"), ..Default::default() },
+            v1::SegOverride { select: label("face"), negative: text("teeth"), ..Default::default() },
+            v1::SegOverride { select: index(2), seed: Some(7), ..Default::default() },
+        ];
+        assert_eq!(job.overrides, want);
+        let render = job.render.unwrap();
+        assert_eq!((render.precision(), render.reproducibility()), (v1::Precision::Fast, v1::Reproducibility::Mixed));
+        assert_eq!((render.compute_class.as_str(), render.reference_quirks), ("cpu/candle/f32", true));
+        assert_eq!(render.output.unwrap().bits, 16);
+    }
+
+    #[test]
+    fn every_flag_of_the_upscalers_reaches_the_job() {
+        let here = Here::new();
+        let job = here.upscale(
+            "segs-upscale @photo.jpg --segs @faces.json --checkpoint sd15 --rescale-factor 3 --resampling-method lanczos \
+             --supersample false --rounding-modulus 64 --upscale-model 4x --tile auto --overlap 8",
+        );
+        let Some(v1::segs_source::Source::Segs(segs)) = job.segs.unwrap().source else { panic!("no segs") };
+        assert_eq!(
+            (segs.segs[0].label.as_str(), segs.segs[0].crop_region.as_slice()),
+            ("face", [0, 0, 8, 8].as_slice())
+        );
+        assert_eq!((job.rescale_factor, job.resampling_method.as_str()), (Some(3.0), "lanczos"));
+        assert_eq!((job.supersample, job.rounding_modulus, job.upscale_model.as_str()), (Some(false), 64, "4x"));
+        assert_eq!(job.tile, Some(v1::TileOptions { side: 0, overlap: Some(8), auto: true }));
+
+        let job = here.upscale(
+            "segs-upscale @photo.jpg --grid --checkpoint sd15 --bbox-size 128 --min-overlap 9 --filter-in-segs @faces.json \
+             --filter-segs-dilation -3 --mask-irregularity 0.5 --irregular-mask-mode Reuse~quality --irregular-mask-seed 4",
+        );
+        let Some(v1::segs_source::Source::Tiles(tiles)) = job.segs.unwrap().source else { panic!("no tiles") };
+        assert_eq!((tiles.bbox_size, tiles.min_overlap, tiles.filter_segs_dilation), (128, Some(9), Some(-3)));
+        assert_eq!((tiles.irregular_mask_mode.as_str(), tiles.seed), ("Reuse quality", 4));
+        assert_eq!((tiles.filter_in_segs.unwrap().segs.len(), tiles.filter_out_segs), (1, None));
+
+        let job = here.latent(
+            "latent-upscale @start.latent --checkpoint sd15 --vae v --upscale-factor 2 --upscale-steps 4 --step-mode geometric \
+             --scale-method area --use-tiled-vae --tile-size 256 --upscale-model 2x --denoise 0.4 --positive house \
+             --scheduler-func 14,1,0 --mask @mask.png --mask-sampler seed=5,denoise=0.2,scheduler=karras --mask-positive door \
+             --full-sample-schedule interleave1+last1 --full-sampler steps=3 --full-negative blur \
+             --hook base.denoise=0.3 --hook mask.cfg=2 --hook base.steps=5 --latent-output",
+        );
+        assert_eq!(job.source, digest("start.latent").map(v1::latent_upscale_job::Source::Latent));
+        assert_eq!((job.upscale_factor, job.steps, job.step_mode()), (Some(2.0), 4, v1::StepMode::Geometric));
+        assert_eq!((job.scale_method.as_str(), job.use_tiled_vae, job.tile_size), ("area", true, 256));
+        assert_eq!((job.upscale_model.as_str(), job.vae.as_str(), job.latent_output), ("2x", "v", true));
+        assert_eq!((job.mask, job.full_sample_schedule.as_str()), (digest("mask.png"), "interleave1+last1"));
+        let (base, mask, full) = (job.base_sampler.unwrap(), job.mask_sampler.unwrap(), job.full_sampler.unwrap());
+        let hook = |target| v1::PkHook { target: Some(target) };
+        let base_hooks = [hook(v1::pk_hook::Target::Denoise(0.3)), hook(v1::pk_hook::Target::Steps(5))];
+        assert_eq!((base.hooks.as_slice(), full.hooks.len()), (base_hooks.as_slice(), 0));
+        assert_eq!(mask.hooks, [hook(v1::pk_hook::Target::Cfg(2.0))]);
+        let numbers = |piped: &v1::PipedSampler| {
+            let sampler = piped.sampler.clone().unwrap();
+            (sampler.seed, sampler.steps, sampler.denoise, sampler.scheduler, sampler.scheduler_func.is_some())
+        };
+        assert_eq!(numbers(&base), (0, 20, Some(0.4), "normal".to_owned(), true));
+        assert_eq!(numbers(&mask), (5, 20, Some(0.2), "karras".to_owned(), false));
+        assert_eq!(numbers(&full), (0, 3, Some(0.4), "normal".to_owned(), true));
+        let (mask, full) = (mask.basic_pipe.unwrap(), full.basic_pipe.unwrap());
+        assert_eq!((prompts(&mask.positive), prompts(&mask.negative)), (vec!["door"], vec![""]));
+        assert_eq!((prompts(&full.positive), prompts(&full.negative)), (vec!["house"], vec!["blur"]));
+        assert_eq!((mask.checkpoint.as_str(), full.vae.as_str()), ("sd15", "v"));
+    }
+
+    #[test]
+    fn flags_that_mean_nothing_together_are_refused() {
+        let here = Here::new();
+        let refused = |line: &str, flag: &str| {
+            let error = here.parse(line).unwrap_err();
+            assert!(error.contains(flag), "{error}");
+        };
+        let detail = "segs-detail @photo.jpg --checkpoint sd15";
+        refused(detail, "--grid");
+        refused(&format!("{detail} --grid --mask @mask.png"), "--mask");
+        refused("segs-detail @photo.jpg --grid", "--checkpoint");
+        refused(&format!("{detail} --grid --combined"), "--mask");
+        refused(&format!("{detail} --mask @mask.png --bbox-size 64"), "--grid");
+        refused(&format!("{detail} --segs @faces.json --crop-factor 2"), "--mask");
+        refused(&format!("{detail} --grid --control-image @edges.png"), "--controlnet");
+        refused(&format!("{detail} --grid --refiner-ratio 0.5"), "--refiner-checkpoint");
+        refused(&format!("{detail} --grid --no-paste"), "--segs-output");
+        refused(&format!("{detail} --grid --no-paste --segs-output out -o a.png"), "--output");
+        refused(&format!("{detail} --grid --reseed face=x"), "--reseed");
+        refused(&format!("{detail} --grid --noise-mask maybe"), "--noise-mask");
+        let latent = "latent-upscale @photo.jpg --checkpoint sd15";
+        refused(&format!("{latent} --mask-sampler seed=1"), "--mask");
+        refused(&format!("{latent} --mask @mask.png --full-sampler seed=1"), "--full-sample-schedule");
+        refused(&format!("{latent} --mask @mask.png --full-sample-schedule last3"), "interleave1");
+
+        let error = |line: &str| match here.parse(line).unwrap() {
+            Command::SegsDetail(args) => detail_job(&args, None).unwrap_err().to_string(),
+            Command::LatentUpscale(args) => latent_job(&args, None).unwrap_err().to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert!(error(&format!("{detail} --mask @none.png")).contains("there is no file"));
+        assert!(error("segs-detail @photo.jpg --grid --checkpoint @none.safetensors").contains("there is no file"));
+        let two = format!("{detail} --grid --controlnet a --controlnet b --control-image @edges.png");
+        assert_eq!(
+            error(&two),
+            "2 --controlnet and 1 --control-image: each network needs its picture, or none has one"
+        );
+        let hook = format!("{latent} --hook mask.cfg=1");
+        assert_eq!(error(&hook), "--hook names a sampler that is not there without --mask");
+    }
+
+    #[test]
+    fn a_latent_is_told_by_its_name_and_has_its_own_extension() {
+        assert!(is_latent(Path::new("a/b.latent")) && is_latent(Path::new("b.SAFETENSORS")));
+        assert!(!is_latent(Path::new("b.png")));
+        let check = |output: Option<&str>, want: &str| {
+            assert_eq!(latent_output(Path::new("x/a.png"), output.map(Path::new), "1.5x"), Path::new(want));
+        };
+        check(None, "x/a@1.5x.latent");
+        check(Some("out/"), "out/a.latent");
+        check(Some("b.latent"), "b.latent");
+    }
+}
