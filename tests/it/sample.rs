@@ -62,7 +62,7 @@ fn a_picture_is_changed_where_the_mask_is_white_and_as_a_control_net_says() -> R
     assert!(told(&output).contains("note: 44x32 was cut to 40x32"), "{}", told(&output));
     assert_eq!(size(&home.path("plain.png"))?, (40, 32));
 
-    let control = ["--controlnet", "control.safetensors", "--control-image", "small.png:0.8:0:0.9"];
+    let control = ["--controlnet", "control.safetensors:0.8:0:0.9", "--control-image", "small.png"];
     for (name, more) in
         [("masked.png", &["--mask", "photo.png"][..]), ("steered.png", &control), ("tiled.png", &["--vae-tile", "64"])]
     {

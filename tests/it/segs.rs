@@ -38,7 +38,8 @@ fn sampler(steps: u32) -> Option<v1::Sampler> {
 
 /// A grid of tiles that overlap, so that each sees those before it.
 fn grid() -> Option<v1::SegsSource> {
-    let tiles = v1::MakeTileSegs { bbox_size: SIDE, crop_factor: Some(1.5), min_overlap: Some(8), ..Default::default() };
+    let tiles =
+        v1::MakeTileSegs { bbox_size: SIDE, crop_factor: Some(1.5), min_overlap: Some(8), ..Default::default() };
     Some(v1::SegsSource { source: Some(segs_source::Source::Tiles(tiles)) })
 }
 
@@ -87,9 +88,8 @@ async fn segs_detail(farm: &Farm, steps: u32) -> Result<v1::SegsDetailJob> {
 
 /// A picture of 48x40 enlarged to twice its size in three steps, a mask's part with a sampler of its own.
 async fn latent_upscale(farm: &Farm, steps: u32) -> Result<v1::LatentUpscaleJob> {
-    let piped = |prompt: &str| {
-        Some(v1::PipedSampler { sampler: sampler(steps), basic_pipe: pipe(prompt), hooks: Vec::new() })
-    };
+    let piped =
+        |prompt: &str| Some(v1::PipedSampler { sampler: sampler(steps), basic_pipe: pipe(prompt), hooks: Vec::new() });
     let picture = source(farm, "photo.png", &png(48, 40)).await?.context("a source")?;
     Ok(v1::LatentUpscaleJob {
         source: Some(v1::latent_upscale_job::Source::Picture(picture)),
@@ -232,7 +232,11 @@ async fn another_prompt_for_one_segment_runs_that_and_what_sees_it() -> Result<(
         found.map(|counted| (counted.total, counted.wanted)).unwrap_or_default()
     };
     assert_eq!(of("upscale").1, 0);
-    assert_eq!(of("redraw"), (u64::from(resolved.segs), u64::from(resolved.segs)), "a grid that overlaps hangs together");
+    assert_eq!(
+        of("redraw"),
+        (u64::from(resolved.segs), u64::from(resolved.segs)),
+        "a grid that overlaps hangs together"
+    );
 
     // The same job once more has nothing to do at all.
     let same = done(&farm, Kind::SegsUpscale(first)).await?;
@@ -242,11 +246,8 @@ async fn another_prompt_for_one_segment_runs_that_and_what_sees_it() -> Result<(
 
 async fn planned(farm: &Farm, kind: Kind) -> Result<v1::PlanJobResponse> {
     let request = v1::CreateJobRequest { kind: Some(kind), ..Default::default() };
-    let request = v1::PlanJobRequest {
-        job: Some(v1::plan_job_request::Job::Request(request)),
-        workers: vec![4],
-        dot: true,
-    };
+    let request =
+        v1::PlanJobRequest { job: Some(v1::plan_job_request::Job::Request(request)), workers: vec![4], dot: true };
     Ok(farm.jobs()?.plan_job(request).await?.into_inner())
 }
 
@@ -304,9 +305,8 @@ async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Re
     let flat = with_segs(|seg| seg.bbox = vec![40.0, 24.0, 40.0, 72.0]);
     check(flat, "segs_detail.segs.segs[1].bbox", "no width").await?;
     let mask = source(&farm, "mask.png", &png(30, 20)).await?;
-    let from_mask = v1::SegsSource {
-        source: Some(segs_source::Source::Mask(v1::MaskToSegs { mask, ..Default::default() })),
-    };
+    let from_mask =
+        v1::SegsSource { source: Some(segs_source::Source::Mask(v1::MaskToSegs { mask, ..Default::default() })) };
     let job = v1::SegsDetailJob { segs: Some(from_mask), ..good.clone() };
     check(job, "segs_detail.segs.mask.mask", "30x20").await?;
     let huge = v1::SegsDetailJob { guide_size: Some(16384.0), max_size: Some(16384.0), ..good.clone() };

@@ -1,17 +1,21 @@
 //! The command line: every command, every flag, with its default and its unit.
 
+pub mod flags;
+pub mod redraw;
+pub mod segs;
+pub mod values;
+
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use domain::{
-    picture::Format,
-    resize::{Factor, MAX_SIDE, ResizeMethod, Target},
-};
+use clap::{Args, Parser, Subcommand};
+use domain::resize::{Factor, ResizeMethod, Target};
 use service::config::{Flags, keys, units};
 use weights::synthetic::diffusion::Model;
 
-/// The keys that are flags of a command that asks a farm.
-const CLIENT: u8 = keys::PROCESS | keys::CLIENT;
+use flags::{CLIENT, JobFlags, RenderFlags, SamplerFlags, TilingFlags};
+use redraw::{LatentUpscale, SegsDetail, SegsUpscale};
+use segs::Segs;
+use values::{ControlNet, Dtype, Lora, Precision, State, control_net, factor, lora, side, synthetic};
 
 /// Upscales pictures on a farm of workers, or right here.
 #[derive(Debug, Parser)]
@@ -44,29 +48,69 @@ Examples:
   tessera sample sd15.safetensors 'a lighthouse at dusk' -o lighthouse.png
   tessera sample sdxl.safetensors 'a lighthouse' --width 1024 --height 1024 --sampler-name dpmpp_2m --scheduler karras
   tessera sample sd15.safetensors 'a red door' --init house.png --mask door.png --denoise 0.8
-  tessera sample sd15.safetensors 'a cat' --lora ink.safetensors:0.8 --controlnet canny.pth --control-image edges.png:1:0:0.6
+  tessera sample sd15.safetensors 'a cat' --lora ink.safetensors:0.8 --controlnet canny.pth:1:0:0.6 --control-image edges.png
 
 It asks no farm and keeps nothing. Names and defaults are those of ComfyUI's KSampler, and so is the picture, on a CPU.
 Without a checkpoint at hand, `tessera models synthesize sd1 -o tiny.safetensors` makes one whose pictures mean nothing.";
 
-const SUBMIT_EXAMPLES: &str = "\
-JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
+const SUBMIT_EXAMPLES: &str = r#"JOB.json is a CreateJobRequest as protobuf writes JSON; field names are those of tessera/v1/jobs.proto:
   {
-    \"request_id\": \"holiday-1\",
-    \"labels\": {\"album\": \"holiday\"},
-    \"priority\": \"PRIORITY_HIGH\",
-    \"upscale\": {
-      \"pictures\": [{\"path\": \"photo.jpg\"}, {\"uri\": \"s3://bucket/photo.png\"}],
-      \"upscale_model\": \"tessera-2x\",
-      \"resize\": {\"width\": 3840, \"method\": \"RESIZE_METHOD_LANCZOS\"},
-      \"tile\": {\"side\": 512, \"overlap\": 32},
-      \"output\": {\"format\": \"png\"}
+    "request_id": "holiday-1",
+    "labels": {"album": "holiday"},
+    "priority": "PRIORITY_HIGH",
+    "upscale": {
+      "pictures": [{"path": "photo.jpg"}, {"uri": "s3://bucket/photo.png"}],
+      "upscale_model": "tessera-2x",
+      "resize": {"width": 3840, "method": "RESIZE_METHOD_LANCZOS"},
+      "tile": {"side": 512, "overlap": 32},
+      "output": {"format": "png"}
     }
   }
-A picture's `path` is a local file, uploaded first; {\"path\": \"4x.pth\"} may also stand for `upscale_model`.
 `resize` asks for a `factor`, a `width` or a `height`; without `upscale_model` it chooses the built-in model too.
-`\"tile\": {\"auto\": true}` lets the farm choose the side.
-Paths are relative to the folder of JOB.json.";
+`"tile": {"auto": true}` lets the farm choose the side.
+
+Or, instead of `upscale`, one of these; what is left out has the default of the node in ComfyUI (nodes.proto):
+    "segs_detail": {
+      "picture": {"path": "photo.jpg"},
+      "segs": {"document": "faces.json"},
+      "overrides": [{"label": "face", "positive": "a smile"}, {"index": 3, "seed": 7}],
+      "basic_pipe": {
+        "checkpoint": {"path": "sd15.safetensors"},
+        "loras": [{"lora": "ink", "strength_model": 0.8}],
+        "positive": [{"text": "a face"}, {"text": "a hat", "mask": {"mask": {"path": "top.png"}}}],
+        "negative": [{"text": "blurry"}],
+        "control_nets": [{"control_net": {"path": "canny.pth"}, "image": {"path": "edges.png"}}]
+      },
+      "sampler": {"seed": 1, "steps": 30, "cfg": 7, "denoise": 0.4},
+      "paste": {"feather": 8}
+    }
+    "segs_upscale": {
+      "picture": {"path": "photo.jpg"},
+      "segs": {"tiles": {"bbox_size": 512}},
+      "basic_pipe": {"checkpoint": "sd15", "positive": [{"text": "a photograph"}]},
+      "rescale_factor": 3, "upscale_model": "tessera-2x", "sampler": {"denoise": 0.3}
+    }
+    "latent_upscale": {
+      "picture": {"path": "photo.jpg"},
+      "upscale_factor": 2, "steps": 4,
+      "base_sampler": {"sampler": {"denoise": 0.4}, "basic_pipe": {"checkpoint": "sd15"}, "hooks": [{"denoise": 0.2}]},
+      "mask_sampler": {"sampler": {"denoise": 0.2}, "basic_pipe": {"checkpoint": "sd15"}},
+      "mask": {"path": "face.png"}
+    }
+
+Where a picture, a mask or a latent is wanted, {"path": "photo.jpg"} is a local file, uploaded first; where a model is
+wanted, {"path": "4x.pth"} is one too. {"document": "faces.json"} is a file of SEGS (docs/segs.md); segments may also be made of a
+mask, {"mask": {"mask": {"path": "mask.png"}}}. Paths are relative to the folder of JOB.json."#;
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  tessera plan JOB.json
+  tessera plan JOB.json --workers 4,16,64 --json
+  tessera plan JOB.json --dot | dot -Tsvg -o plan.svg
+  tessera plan 0194b3c2-… --server http://farm:7000
+
+A document's local files are uploaded, so that the plan is of the very job; nothing is rendered. Without --server a farm
+embedded in this process makes the plan, out of the cache folder's results.";
 
 /// Every command.
 #[derive(Debug, Subcommand)]
@@ -77,6 +121,18 @@ pub enum Command {
     /// Makes a picture of words with a Stable Diffusion checkpoint, right here
     #[command(after_help = SAMPLE_EXAMPLES)]
     Sample(Box<Sample>),
+    /// Redraws segments of a picture, each by itself, and pastes them
+    #[command(after_help = redraw::SEGS_DETAIL_EXAMPLES)]
+    SegsDetail(Box<SegsDetail>),
+    /// Enlarges a picture and redraws its segments, each seeing those before
+    #[command(after_help = redraw::SEGS_UPSCALE_EXAMPLES)]
+    SegsUpscale(Box<SegsUpscale>),
+    /// Enlarges a picture in steps, redrawing it at each
+    #[command(after_help = redraw::LATENT_UPSCALE_EXAMPLES)]
+    LatentUpscale(Box<LatentUpscale>),
+    /// Makes, checks and shows SEGS documents
+    #[command(after_help = segs::SEGS_EXAMPLES)]
+    Segs(Box<Segs>),
     /// Runs a whole farm in this process and serves it over gRPC
     Serve(Box<Serve>),
     /// Runs a coordinator: takes jobs, plans them, puts the results together
@@ -86,6 +142,9 @@ pub enum Command {
     /// Submits a job described by a JSON document; prints its id
     #[command(after_help = SUBMIT_EXAMPLES)]
     Submit(Submit),
+    /// Says what a job would take: its tasks, what is found already, its memory, and what more workers make of it
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(Box<Plan>),
     /// Shows and steers jobs
     Jobs(Jobs),
     /// Lists the workers of a farm
@@ -139,51 +198,19 @@ pub struct Upscale {
     /// [default: lanczos]
     #[arg(long, value_name = "METHOD", requires = "size")]
     pub method: Option<ResizeMethod>,
-    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose 128, 256, 512 or 1024 by the model's
-    /// needs and the least memory of a device of the compute class
-    #[arg(long, value_name = "PIXELS|auto", default_value = "512", value_parser = tile_side)]
-    pub tile: TileSide,
-    /// Pixels that neighbouring tiles share, less than the tile's side
-    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
-    pub overlap: u32,
-    /// The format of the results: png, jpeg, tiff or webp [default: that of --output's extension, else the input's]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<Format>,
-    /// Bits per sample of the results, 8 or 16 [default: those of the input]
-    #[arg(long, value_name = "BITS", value_parser = bits)]
-    pub bits: Option<u32>,
-    /// Quality of JPEG results, 1 to 100
-    #[arg(long, value_name = "PERCENT", default_value_t = 95, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub quality: u32,
+    /// How pictures are cut.
+    #[command(flatten)]
+    pub tiling: TilingFlags,
     /// How exactly to compute: `fast` is bf16 products with f32 sums where the device gains from it, at least 50 dB PSNR
     /// against exact; `exact` is f32 and equals the reference
     #[arg(long, value_enum, default_value_t = Precision::Fast)]
     pub precision: Precision,
-    /// Whether one class of device renders it all, so that the bytes never depend on who did, or any may help (with
-    /// --precision exact; fast jobs stay on one class)
-    #[arg(long, value_enum, default_value_t = Reproducibility::SameClass)]
-    pub reproducibility: Reproducibility,
-    /// The compute class that renders it, as `tessera workers` shows it [default: the farm's choice]
-    #[arg(long, value_name = "CLASS")]
-    pub class: Option<String>,
-    /// Which jobs go first
-    #[arg(long, value_enum, default_value_t = Priority::Normal)]
-    pub priority: Priority,
-    /// A note on the job; may be given several times [default: none]
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub labels: Vec<(String, String)>,
-    /// Workers of the embedded farm; each renders `--slots` tiles at a time
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub workers: u32,
-    /// Write results over files that exist [default: such pictures are skipped]
-    #[arg(short, long)]
-    pub force: bool,
-    /// Write events on stdout as JSON, one a line [default: the results' paths]
-    #[arg(long)]
-    pub json: bool,
-    /// Configuration.
+    /// Who renders it.
     #[command(flatten)]
-    pub config: Flags<{ CLIENT | keys::EMBEDDED }>,
+    pub render: RenderFlags,
+    /// The job.
+    #[command(flatten)]
+    pub job: JobFlags,
 }
 
 impl Upscale {
@@ -221,13 +248,14 @@ pub struct Sample {
     /// A LoRA, with what its changes of network and text encoders are multiplied by; may be given several times
     /// [strengths by default: 1, and that of the network]
     #[arg(long = "lora", value_name = "FILE[:MODEL[:CLIP]]", value_parser = lora)]
-    pub loras: Vec<(PathBuf, f64, f64)>,
-    /// A ControlNet; may be given several times, each with its --control-image [default: none]
-    #[arg(long = "controlnet", value_name = "FILE", requires = "control_images")]
-    pub controlnets: Vec<PathBuf>,
-    /// What the ControlNet sees, how strongly it steers, and from and to which share of the way [by default: 1, 0 and 1]
-    #[arg(long = "control-image", value_name = "PICTURE[:STRENGTH[:START[:END]]]", value_parser = control_image)]
-    pub control_images: Vec<ControlImage>,
+    pub loras: Vec<Lora>,
+    /// A ControlNet, how strongly it steers, and from and to which share of the way; may be given several times [by default:
+    /// 1, 0 and 1]
+    #[arg(long = "controlnet", value_name = "FILE[:STRENGTH[:START[:END]]]", requires = "control_images", value_parser = control_net)]
+    pub controlnets: Vec<ControlNet>,
+    /// What the ControlNet sees; one for each --controlnet, in their order [default: none]
+    #[arg(long = "control-image", value_name = "PICTURE", requires = "controlnets")]
+    pub control_images: Vec<PathBuf>,
     /// A picture to begin with [default: noise]
     #[arg(long, value_name = "PICTURE", conflicts_with_all = ["width", "height"])]
     pub init: Option<PathBuf>,
@@ -243,21 +271,9 @@ pub struct Sample {
     /// How much of the way from noise to picture is gone, above 0 to 1: less keeps more of --init
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, allow_negative_numbers = true)]
     pub denoise: f64,
-    /// Steps of the sampler
-    #[arg(long, value_name = "COUNT", default_value_t = 20)]
-    pub steps: usize,
-    /// How strongly the prompt is obeyed; 1 ignores the negative one
-    #[arg(long, value_name = "SCALE", default_value_t = 8.0, allow_negative_numbers = true)]
-    pub cfg: f64,
-    /// The sampler, by its name in ComfyUI; a wrong one lists them all
-    #[arg(long, value_name = "NAME", default_value = "euler")]
-    pub sampler_name: String,
-    /// The scheduler of noise levels, by its name in ComfyUI; a wrong one lists them all
-    #[arg(long, value_name = "NAME", default_value = "normal")]
-    pub scheduler: String,
-    /// The seed from which all noise follows
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub seed: u64,
+    /// The sampler.
+    #[command(flatten)]
+    pub sampler: SamplerFlags,
     /// The layer of the text encoders at which to stop, -1 to -24 (clip skip 2 is -2) [default: the model's own]
     #[arg(long, value_name = "LAYER", allow_negative_numbers = true)]
     pub stop_at_clip_layer: Option<i32>,
@@ -277,19 +293,6 @@ pub struct Sample {
     /// Configuration.
     #[command(flatten)]
     pub config: Flags<{ keys::PROCESS | keys::LOCAL }>,
-}
-
-/// What a ControlNet sees, and when and how strongly it steers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ControlImage {
-    /// The picture.
-    pub picture: PathBuf,
-    /// A factor of what the network says.
-    pub strength: f64,
-    /// The share of the way at which it begins.
-    pub start_percent: f64,
-    /// The share of the way at which it ends.
-    pub end_percent: f64,
 }
 
 /// `tessera serve`.
@@ -323,6 +326,26 @@ pub struct Submit {
     /// Server and output.
     #[command(flatten)]
     pub ask: Ask,
+}
+
+/// `tessera plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// A document as `tessera submit` takes it, `-` for stdin, or the id of a job
+    #[arg(value_name = "JOB.json|JOB")]
+    pub job: String,
+    /// Write the graph of tasks in the language of Graphviz, at most 20000 of them [default: numbers and words]
+    #[arg(long)]
+    pub dot: bool,
+    /// Numbers of workers for which the speed-up is worked out, 1 to 1000000 [default: 1,2,4,8,16]
+    #[arg(long, value_name = "COUNT,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub workers: Vec<u32>,
+    /// Write JSON on stdout, for programs [default: text for people]
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration.
+    #[command(flatten)]
+    pub config: Flags<{ CLIENT | keys::EMBEDDED }>,
 }
 
 /// `tessera jobs`.
@@ -486,150 +509,16 @@ pub struct Config {
     pub config: Flags<255>,
 }
 
-/// The numbers that weights are written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// 32 bits.
-    F32,
-    /// 16 bits, of which 10 behind the point.
-    F16,
-    /// 16 bits, of which 7 behind the point, with the range of 32 bits.
-    Bf16,
-}
-
-/// The side of a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TileSide {
-    /// So many pixels.
-    Pixels(u32),
-    /// The farm's choice.
-    Auto,
-}
-
-/// How exactly to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Precision {
-    /// f32, which equals the reference.
-    Exact,
-    /// bf16 products with f32 sums where the device gains from it.
-    Fast,
-}
-
-/// Which devices may share the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Reproducibility {
-    /// Those of one class.
-    SameClass,
-    /// Any.
-    Mixed,
-}
-
-/// Which jobs go first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Priority {
-    /// When nothing else waits.
-    Low,
-    /// In order of arrival.
-    Normal,
-    /// Before everything else.
-    High,
-}
-
-/// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum State {
-    /// Nothing is rendered yet.
-    Queued,
-    /// Being rendered or put together.
-    Running,
-    /// All results are there.
-    Succeeded,
-    /// A task failed for good.
-    Failed,
-    /// Somebody cancelled it.
-    Cancelled,
-}
-
-/// What a synthetic checkpoint is of.
-fn synthetic(text: &str) -> Result<Model, String> {
-    let known = || Model::ALL.map(Model::id).join(", ");
-    Model::ALL.into_iter().find(|model| model.id() == text).ok_or_else(|| format!("known are {}", known()))
-}
-
-/// Splits off numbers that follow a path, each after a colon, at most `most`.
-fn path_and_numbers(text: &str, most: usize) -> (PathBuf, Vec<f64>) {
-    let (mut path, mut numbers) = (text, Vec::new());
-    while numbers.len() < most
-        && let Some((rest, last)) = path.rsplit_once(':')
-        && let Ok(number) = last.parse()
-        && !rest.is_empty()
-    {
-        (path, _) = (rest, numbers.insert(0, number));
-    }
-    (path.into(), numbers)
-}
-
-fn lora(text: &str) -> Result<(PathBuf, f64, f64), String> {
-    let (path, numbers) = path_and_numbers(text, 2);
-    let model = numbers.first().copied().unwrap_or(1.0);
-    Ok((path, model, numbers.get(1).copied().unwrap_or(model)))
-}
-
-fn control_image(text: &str) -> Result<ControlImage, String> {
-    let (picture, numbers) = path_and_numbers(text, 3);
-    let number = |at: usize, default: f64| numbers.get(at).copied().unwrap_or(default);
-    Ok(ControlImage { picture, strength: number(0, 1.0), start_percent: number(1, 0.0), end_percent: number(2, 1.0) })
-}
-
-fn tile_side(text: &str) -> Result<TileSide, String> {
-    match text {
-        "auto" => Ok(TileSide::Auto),
-        text => match text.parse() {
-            Ok(side @ 16..=65_536) => Ok(TileSide::Pixels(side)),
-            _ => Err("16 to 65536 pixels or `auto` is wanted".to_owned()),
-        },
-    }
-}
-
-fn factor(text: &str) -> Result<Factor, String> {
-    let number: f64 = text.parse().map_err(|_| "a number is wanted, such as 1.5".to_owned())?;
-    Factor::new(number).map_err(|error| error.to_string())
-}
-
-fn side() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=i64::from(MAX_SIDE))
-}
-
-fn bits(text: &str) -> Result<u32, String> {
-    match text {
-        "8" => Ok(8),
-        "16" => Ok(16),
-        _ => Err("8 or 16 is wanted".to_owned()),
-    }
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("KEY=VALUE is wanted".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use domain::picture::Format;
 
-    use super::*;
-
-    #[test]
-    fn numbers_behind_a_path_are_split_off() {
-        assert_eq!(lora("a/b.safetensors"), Ok(("a/b.safetensors".into(), 1.0, 1.0)));
-        assert_eq!(lora("b.safetensors:0.5"), Ok(("b.safetensors".into(), 0.5, 0.5)));
-        assert_eq!(lora("c:\\b.pt:-1:0.25"), Ok(("c:\\b.pt".into(), -1.0, 0.25)));
-        assert_eq!(lora("b:1:2:3"), Ok(("b:1".into(), 2.0, 3.0)));
-        let image = control_image("edges.png:0.5:0.1").unwrap();
-        assert_eq!((image.strength, image.start_percent, image.end_percent), (0.5, 0.1, 1.0));
-    }
+    use super::{
+        segs::SegsCommand,
+        values::{Masks, Priority, Reproducibility, TileSide},
+        *,
+    };
 
     fn parse(line: &str) -> Result<Command, String> {
         let words = std::iter::once("tessera").chain(line.split_whitespace());
@@ -651,11 +540,14 @@ mod tests {
     #[test]
     fn what_is_left_out_has_its_default() {
         let upscale = upscale("upscale photo.jpg -o photo@2x.png");
-        assert_eq!((upscale.tile, upscale.overlap, upscale.quality), (TileSide::Pixels(512), 32, 95));
-        assert_eq!((upscale.precision, upscale.reproducibility), (Precision::Fast, Reproducibility::SameClass));
-        assert_eq!((upscale.priority, upscale.workers, upscale.force), (Priority::Normal, 1, false));
+        assert_eq!(
+            (upscale.tiling.tile, upscale.tiling.overlap, upscale.render.quality),
+            (TileSide::Pixels(512), 32, 95)
+        );
+        assert_eq!((upscale.precision, upscale.render.reproducibility), (Precision::Fast, Reproducibility::SameClass));
+        assert_eq!((upscale.job.priority, upscale.job.workers, upscale.job.force), (Priority::Normal, 1, false));
         assert_eq!((upscale.target(), upscale.method), (None, None));
-        assert_eq!((upscale.model, upscale.format, upscale.bits), (None, None, None));
+        assert_eq!((upscale.model, upscale.render.format, upscale.render.bits), (None, None, None));
     }
 
     #[test]
@@ -668,10 +560,10 @@ mod tests {
         assert_eq!(upscale.pictures.len(), 2);
         assert_eq!(upscale.target(), Some(Target::Factor(Factor::new(1.5).unwrap())));
         assert_eq!(upscale.method, Some(ResizeMethod::Area));
-        assert_eq!((upscale.tile, upscale.format), (TileSide::Auto, Some(Format::Jpeg)));
-        assert_eq!((upscale.precision, upscale.reproducibility), (Precision::Exact, Reproducibility::Mixed));
-        assert_eq!(upscale.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
-        let given = upscale.config.given().values;
+        assert_eq!((upscale.tiling.tile, upscale.render.format), (TileSide::Auto, Some(Format::Jpeg)));
+        assert_eq!((upscale.precision, upscale.render.reproducibility), (Precision::Exact, Reproducibility::Mixed));
+        assert_eq!(upscale.job.labels, [("a".into(), "b".into()), ("c".into(), String::new())]);
+        let given = upscale.job.config.given().values;
         assert_eq!((given["device"].as_str(), given["cache"].as_str()), ("cuda:0", "/tmp/c"));
     }
 
@@ -695,6 +587,106 @@ mod tests {
         check("upscale a.png --scale 2 --method bislerp", "--method");
         check("upscale", "PICTURE");
         check("cache --limit much", "--limit");
+    }
+
+    #[test]
+    fn the_documents_shown_are_jobs() {
+        let objects = SUBMIT_EXAMPLES.split("\n    \"").skip(1).filter_map(|part| {
+            let (kind, job) = part.split_once("\": {\n")?;
+            Some((kind, job.split("\n    }").next()?))
+        });
+        let mut kinds = Vec::new();
+        for (kind, job) in objects {
+            let mut value: serde_json::Value = serde_json::from_str(&format!("{{ \"{kind}\": {{ {job} }} }}")).unwrap();
+            if let Some(segs) = value[kind].get_mut("segs")
+                && segs.get("document").is_some()
+            {
+                *segs = serde_json::json!({ "segs": {} }); // there is no such file here
+            }
+            let mut document = crate::document::Document::new(value, std::path::Path::new("")).unwrap();
+            for file in document.files().unwrap() {
+                document.replace(&file, "d".to_owned()).unwrap();
+            }
+            assert!(document.request().unwrap().kind.is_some());
+            kinds.push(kind);
+        }
+        assert_eq!(kinds, ["upscale", "segs_detail", "segs_upscale", "latent_upscale"]);
+    }
+
+    #[test]
+    fn segs_and_plans_take_their_flags() {
+        let segs = |line: &str| match parse(line).unwrap() {
+            Command::Segs(segs) => segs.command,
+            other => panic!("{other:?}"),
+        };
+        let SegsCommand::FromMask { parts, crop, output, .. } = segs("segs from-mask m.png -o a.json --combined")
+        else {
+            panic!("no mask")
+        };
+        assert_eq!((parts.combined, parts.drop_size, crop.crop_factor), (true, 10, 3.0));
+        assert_eq!((output.masks, output.force), (Masks::Rle, false));
+        let SegsCommand::Tiles { tiles, .. } = segs("segs tiles 640x480 -o tiles/ --bbox-size 128 --masks png") else {
+            panic!("no tiles")
+        };
+        assert_eq!((tiles.bbox_size, tiles.min_overlap, tiles.filter_segs_dilation), (128, 5, 20));
+        assert!(parse("segs convert a.json").is_err());
+        let Command::Plan(plan) = parse("plan JOB.json --workers 2,8 --dot").unwrap() else { panic!("no plan") };
+        assert_eq!((plan.workers, plan.dot, plan.json), (vec![2, 8], true, false));
+        assert!(parse("plan JOB.json --workers 0").is_err());
+    }
+
+    #[test]
+    fn the_help_of_redrawing_shows_the_references_defaults() {
+        let mut command = Cli::command();
+        let help = |command: &mut clap::Command, name: &str| {
+            let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            help.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let shows = |help: &str, flag: &str, default: &str| {
+            let told = help.split(" --").find(|part| part.starts_with(&format!("{flag} ")));
+            let told = told.unwrap_or_else(|| panic!("no --{flag}"));
+            assert!(told.contains(&format!("[default: {default}]")), "--{told}");
+        };
+        let detail = help(&mut command, "segs-detail");
+        let defaults = [
+            ("guide-size", "512"),
+            ("guide-size-for", "bbox"),
+            ("max-size", "768"),
+            ("seed", "0"),
+            ("steps", "20"),
+            ("cfg", "8"),
+            ("sampler-name", "euler"),
+            ("scheduler", "normal"),
+            ("denoise", "0.5"),
+            ("noise-mask", "true"),
+            ("force-inpaint", "true"),
+            ("refiner-ratio", "0.2"),
+            ("batch-size", "1"),
+            ("cycle", "1"),
+            ("noise-mask-feather", "20"),
+            ("feather", "5"),
+            ("alpha", "255"),
+            ("crop-factor", "3"),
+            ("drop-size", "10"),
+            ("bbox-size", "512"),
+            ("min-overlap", "5"),
+            ("filter-segs-dilation", "20"),
+            ("precision", "exact"),
+        ];
+        defaults.iter().for_each(|(flag, default)| shows(&detail, flag, default));
+        let upscale = help(&mut command, "segs-upscale");
+        let defaults = [("rescale-factor", "2"), ("supersample", "true"), ("rounding-modulus", "8"), ("feather", "5")];
+        defaults.iter().for_each(|(flag, default)| shows(&upscale, flag, default));
+        let latent = help(&mut command, "latent-upscale");
+        let defaults = [
+            ("upscale-factor", "1.5"),
+            ("upscale-steps", "3"),
+            ("step-mode", "simple"),
+            ("scale-method", "nearest-exact"),
+            ("tile-size", "512"),
+            ("full-sample-schedule", "none"),
+        ];
+        defaults.iter().for_each(|(flag, default)| shows(&latent, flag, default));
     }
 
     #[test]

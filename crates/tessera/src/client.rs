@@ -116,6 +116,15 @@ impl Farm {
         answer.await?.job.context("the server sent no job")
     }
 
+    /// Plans a job without running it.
+    pub async fn plan(&self, request: v1::PlanJobRequest) -> anyhow::Result<v1::PlanJobResponse> {
+        call("PlanJob", || {
+            let (mut jobs, request) = (self.jobs.clone(), request.clone());
+            async move { jobs.plan_job(request).await }
+        })
+        .await
+    }
+
     /// The model of a name or a digest.
     pub async fn model(&self, model: &str) -> anyhow::Result<v1::Model> {
         let answer = call("GetModel", || {

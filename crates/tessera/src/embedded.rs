@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cache::{self, AtWork},
     client::{Farm, call},
+    exit::{Failure, Outcome},
 };
 use one_run::OneRun;
 
@@ -96,7 +97,22 @@ impl Parts {
     }
 }
 
-/// The farm of one `tessera upscale`.
+/// Does `work` on the farm that the configuration names, or on one of `workers` workers embedded in this process.
+pub async fn on_farm(config: &Config, workers: u32, work: impl AsyncFnOnce(&Farm) -> Outcome) -> Outcome {
+    if let Some(server) = &config.client.server {
+        return work(&Farm::connect(server).await?).await;
+    }
+    let mut embedded = Embedded::start(config, workers).await?;
+    let server = embedded.server();
+    let outcome = tokio::select! {
+        outcome = async { work(&connect(&server).await?).await } => outcome,
+        error = embedded.failed() => Err(error.into()),
+    };
+    let ended = embedded.stop().await;
+    outcome.and(ended.map_err(Failure::from))
+}
+
+/// The farm of one command.
 ///
 /// Its results go to the folder `store` in the cache folder, so that the next run finds them; its jobs end with it, so
 /// that several may run at once over one folder.

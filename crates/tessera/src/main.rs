@@ -3,9 +3,10 @@
 //! Every command that renders a job talks to a farm over gRPC, also when that farm is [`embedded`] in the same process: there
 //! is no second way to do the work. [`command::sample`] is for trying a checkpoint without any. [`cli`] is the command line, [`command`] what each command does; [`client`] is the farm as a
 //! program sees it, [`pictures`] and [`naming`] say
-//! which files a command line means, [`transfer`] brings them there and back, [`watch`] follows a job and [`progress`] shows it.
+//! which files a command line means, [`document`] is a job as JSON, [`segs_file`] SEGS as files, [`local`] pictures on this
+//! machine; [`transfer`] brings files there and back, [`watch`] follows a job and [`progress`] shows it.
 //!
-//! What it is not: it renders, plans and decodes nothing itself. Start reading at [`command::upscale`].
+//! What it is not: it renders and plans nothing itself. Start reading at [`command::upscale`].
 
 mod cache;
 mod cli;
@@ -14,10 +15,12 @@ mod command;
 mod document;
 mod embedded;
 mod exit;
+mod local;
 mod naming;
 mod output;
 mod pictures;
 mod progress;
+mod segs_file;
 mod transfer;
 mod watch;
 mod wire_json;
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Upscale(mut args) => {
-            let config = load(std::mem::take(&mut args.config), QUIET)?;
+            let config = load(std::mem::take(&mut args.job.config), QUIET)?;
             service::run("tessera", config, async |config, context| {
                 command::upscale::run(*args, config, context).await
             })?
@@ -55,6 +58,25 @@ fn run(command: Command) -> Outcome {
             let config = load(std::mem::take(&mut args.config), QUIET)?;
             service::run("tessera", config, async |config, context| command::sample::run(*args, config, context).await)?
         }
+        Command::SegsDetail(mut args) => {
+            let config = load(std::mem::take(&mut args.redraw.job.config), QUIET)?;
+            service::run("tessera", config, async |config, context| {
+                command::redraw::segs_detail(*args, config, context).await
+            })?
+        }
+        Command::SegsUpscale(mut args) => {
+            let config = load(std::mem::take(&mut args.redraw.job.config), QUIET)?;
+            service::run("tessera", config, async |config, context| {
+                command::redraw::segs_upscale(*args, config, context).await
+            })?
+        }
+        Command::LatentUpscale(mut args) => {
+            let config = load(std::mem::take(&mut args.redraw.job.config), QUIET)?;
+            service::run("tessera", config, async |config, context| {
+                command::redraw::latent_upscale(*args, config, context).await
+            })?
+        }
+        Command::Segs(args) => command::segs::run(args.command),
         Command::Serve(mut args) => {
             let config = load(std::mem::take(&mut args.config), SERVING)?;
             let workers = args.workers;
@@ -66,6 +88,9 @@ fn run(command: Command) -> Outcome {
         Command::Worker(args) => part("tessera-worker", load(args.config, SERVING)?, worker::run::process),
         Command::Submit(mut args) => {
             ask(std::mem::take(&mut args.ask.config), async |config| command::submit::run(args, config).await)
+        }
+        Command::Plan(mut args) => {
+            ask(std::mem::take(&mut args.config), async |config| command::plan::run(*args, config).await)
         }
         Command::Jobs(args) => match args.command {
             JobsCommand::List { states, limit, ask: flags } => {

@@ -60,7 +60,7 @@ pub fn errands(
 }
 
 /// Whether `path` means a folder: it is one, or its name ends with a separator.
-fn is_folder(path: &Path) -> bool {
+pub fn is_folder(path: &Path) -> bool {
     path.is_dir() || path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
 }
 

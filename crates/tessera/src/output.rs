@@ -27,7 +27,8 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) {
     }
 }
 
-fn columns<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Vec<String> {
+/// Rows under their headings, in columns.
+pub fn columns<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([headings[column].chars().count()]).max().unwrap_or(0)

@@ -40,7 +40,7 @@ impl Progress {
         let bar = match self {
             Self::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(0));
-                let template = "{prefix:24!} [{bar:30}] {pos}/{len} tiles  {msg}";
+                let template = "{prefix:24!} [{bar:30}] {pos}/{len} {msg}";
                 let style = ProgressStyle::with_template(template).expect("the template is a fixed text");
                 bar.set_style(style.progress_chars("=> "));
                 bar.set_prefix(name.to_owned());
@@ -48,7 +48,7 @@ impl Progress {
             }
             Self::Lines | Self::Json => None,
         };
-        JobProgress { all: self.clone(), name: name.to_owned(), id: id.to_owned(), bar, told: None }
+        JobProgress { all: self.clone(), name: name.to_owned(), id: id.to_owned(), bar, told: None, unit: "tiles" }
     }
 
     /// Says something to people, on stderr.
@@ -77,11 +77,16 @@ pub struct JobProgress {
     id: String,
     bar: Option<ProgressBar>,
     told: Option<Instant>,
+    /// What its tasks are called.
+    unit: &'static str,
 }
 
 impl JobProgress {
     /// Shows what an event says.
     pub fn see(&mut self, event: &v1::JobEvent) {
+        if let Some(Event::Snapshot(job)) = &event.event {
+            self.unit = unit(job);
+        }
         if matches!(self.all, Progress::Json) {
             let event = wire_json::show("JobEvent", event);
             return output::json_line(&json!({ "name": self.name, "job": self.id, "event": event }));
@@ -94,13 +99,13 @@ impl JobProgress {
             Some(bar) => {
                 bar.set_length(progress.tasks_total);
                 bar.set_position(progress.tasks_done);
-                bar.set_message(pace(progress));
+                bar.set_message(beside(event, progress, self.unit));
             }
             None => {
                 let is_told = matches!(event.event, Some(Event::Snapshot(_)));
                 if is_told || self.told.is_none_or(|told| told.elapsed() >= LINE_INTERVAL) {
                     self.told = Some(Instant::now());
-                    eprintln!("{}: {}", self.name, sentence(event, progress));
+                    eprintln!("{}: {}", self.name, sentence(event, progress, self.unit));
                 }
             }
         }
@@ -115,29 +120,48 @@ impl Drop for JobProgress {
     }
 }
 
+/// What people call the tasks of a job.
+pub fn unit(job: &v1::Job) -> &'static str {
+    match &job.kind {
+        Some(v1::job::Kind::SegsDetail(_) | v1::job::Kind::SegsUpscale(_) | v1::job::Kind::LatentUpscale(_)) => "tasks",
+        Some(v1::job::Kind::Upscale(_)) | None => "tiles",
+    }
+}
+
+/// What stands beside a bar: `tiles  3.1 tiles/s, 9 s left`.
+fn beside(event: &v1::JobEvent, progress: &v1::JobProgress, unit: &str) -> String {
+    let words = [step(event), pace(progress, unit)].into_iter().filter(|words| !words.is_empty());
+    format!("{unit}  {}", words.collect::<Vec<_>>().join(", ")).trim_end().to_owned()
+}
+
+/// `task 3 45%`, where an event says how far a task is.
+fn step(event: &v1::JobEvent) -> String {
+    match &event.event {
+        Some(Event::TaskProgressed(task)) => format!("task {} {:.0}%", task.task, task.fraction * 100.0),
+        _ => String::new(),
+    }
+}
+
 /// `running, 12/40 tiles, 3.1 tiles/s, 9 s left`.
-fn sentence(event: &v1::JobEvent, progress: &v1::JobProgress) -> String {
+fn sentence(event: &v1::JobEvent, progress: &v1::JobProgress, unit: &str) -> String {
     let mut words = Vec::new();
     if let Some(Event::Snapshot(job)) = &event.event {
         words.push(watch::word(job.state()).to_owned());
     }
-    words.push(format!("{}/{} tiles", progress.tasks_done, progress.tasks_total));
+    words.push(format!("{}/{} {unit}", progress.tasks_done, progress.tasks_total));
     if progress.tasks_found > 0 {
         words.push(format!("{} found", progress.tasks_found));
     }
-    let pace = pace(progress);
-    if !pace.is_empty() {
-        words.push(pace);
-    }
+    words.extend([step(event), pace(progress, unit)].into_iter().filter(|words| !words.is_empty()));
     words.join(", ")
 }
 
 /// `3.1 tiles/s, 9 s left`; empty when neither is known.
-fn pace(progress: &v1::JobProgress) -> String {
+fn pace(progress: &v1::JobProgress, unit: &str) -> String {
     let mut words = Vec::new();
     if progress.tasks_per_second > 0.0 {
         let digits = if progress.tasks_per_second < 10.0 { 1 } else { 0 };
-        words.push(format!("{:.digits$} tiles/s", progress.tasks_per_second));
+        words.push(format!("{:.digits$} {unit}/s", progress.tasks_per_second));
     }
     if let Some(remaining) = &progress.remaining {
         words.push(format!("{} left", span(u64::try_from(remaining.seconds).unwrap_or(0))));
@@ -162,13 +186,17 @@ mod tests {
     fn a_line_says_how_far_a_job_is_and_how_fast() {
         let mut progress = v1::JobProgress { tasks_total: 40, tasks_done: 12, ..Default::default() };
         let mut event = v1::JobEvent::default();
-        assert_eq!(sentence(&event, &progress), "12/40 tiles");
+        assert_eq!(sentence(&event, &progress, "tiles"), "12/40 tiles");
         progress.tasks_found = 2;
         progress.tasks_per_second = 3.12;
         progress.remaining = Some(prost_types::Duration { seconds: 9, nanos: 0 });
         let job = v1::Job { state: v1::JobState::Running.into(), ..Default::default() };
         event.event = Some(Event::Snapshot(job));
-        assert_eq!(sentence(&event, &progress), "running, 12/40 tiles, 2 found, 3.1 tiles/s, 9 s left");
+        assert_eq!(sentence(&event, &progress, "tiles"), "running, 12/40 tiles, 2 found, 3.1 tiles/s, 9 s left");
+        let task = v1::TaskProgressed { task: 3, fraction: 0.451, ..Default::default() };
+        event.event = Some(Event::TaskProgressed(task));
+        assert_eq!(sentence(&event, &progress, "tasks"), "12/40 tasks, 2 found, task 3 45%, 3.1 tasks/s, 9 s left");
+        assert_eq!(beside(&event, &progress, "tasks"), "tasks  task 3 45%, 3.1 tasks/s, 9 s left");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use proto::v1;
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(v1::DESCRIPTORS).expect("the contract was compiled with the program"));
 
-fn descriptor(name: &str) -> MessageDescriptor {
+/// The message `name` of the contract, such as `Job`.
+pub fn descriptor(name: &str) -> MessageDescriptor {
     let name = format!("tessera.v1.{name}");
     POOL.get_message_by_name(&name).expect("callers name messages of the contract")
 }

@@ -15,11 +15,12 @@ use serde_json::json;
 use service::config::Config;
 
 use crate::{
-    cli::State,
+    cli::values::{Masks, State},
     client::{Farm, call},
     exit::{Failure, Outcome},
     naming, output,
-    progress::{Progress, span},
+    progress::{self, Progress, span},
+    segs_file::Writing,
     transfer, watch, wire_json,
 };
 
@@ -55,7 +56,7 @@ pub async fn list(states: &[State], limit: usize, json: bool, config: Config) ->
         return Ok(());
     }
     let rows: Vec<_> = jobs.iter().map(row).collect();
-    output::table(["JOB", "STATE", "TILES", "CREATED", "PICTURES", "LABELS"], &rows);
+    output::table(["JOB", "STATE", "TASKS", "CREATED", "PICTURES", "LABELS"], &rows);
     Ok(())
 }
 
@@ -165,6 +166,8 @@ pub async fn fetch(id: &str, folder: &Path, force: bool, json: bool, config: Con
         let skipped = !force && path.exists();
         if skipped {
             eprintln!("skipped, because `{}` exists; --force writes over it", path.display());
+        } else if made.format == "segs" {
+            Writing::to(&path, Masks::Png, force)?.download(&farm, artifact).await?;
         } else {
             transfer::download(&farm, artifact, &path).await?;
         }
@@ -184,8 +187,10 @@ fn file_name(made: &v1::JobOutput, taken: &mut std::collections::BTreeSet<String
     let (stem, own) = name.rsplit_once('.').unwrap_or((name, ""));
     let stem = if stem.is_empty() { "result" } else { stem };
     let format = made.format.parse::<Format>().ok();
-    let extension = match format {
-        Some(format) if Format::from_extension(own) != Some(format) => naming::extension(format),
+    let extension = match (format, made.format.as_str()) {
+        (Some(format), _) if Format::from_extension(own) != Some(format) => naming::extension(format),
+        (None, "segs") => "segs.json",
+        (None, "latent") => "latent",
         _ => own,
     };
     let mut name = format!("{stem}.{extension}");
@@ -216,7 +221,7 @@ fn show(job: &v1::Job, json: bool) {
         ("job", job.id.clone()),
         ("state", watch::word(job.state()).to_owned()),
         (
-            "tiles",
+            progress::unit(job),
             format!(
                 "{}/{} done, {} found, {} running, {} failed",
                 progress.tasks_done,
@@ -255,6 +260,22 @@ fn show(job: &v1::Job, json: bool) {
         }
         lines.push(("class", upscale.compute_class.clone()));
     }
+    if let Some(v1::job::Kind::SegsDetail(job) | v1::job::Kind::SegsUpscale(job) | v1::job::Kind::LatentUpscale(job)) =
+        &job.kind
+    {
+        if let Some(picture) = &job.picture {
+            lines.push(("picture", format!("{} {}x{}", picture.name, picture.width, picture.height)));
+        }
+        lines.push(("model", format!("{} ({})", job.checkpoint, job.family)));
+        if job.segs > 0 {
+            lines.push(("segments", job.segs.to_string()));
+        }
+        lines.push(("size", format!("{}x{}", job.width, job.height)));
+        if let Ok(Some(precision)) = precision_from_wire("precision", job.precision) {
+            lines.push(("precision", precision.name().to_owned()));
+        }
+        lines.push(("class", job.compute_class.clone()));
+    }
     for made in &job.outputs {
         let digest = made.artifact.as_ref().map(|artifact| artifact.digest.as_str()).unwrap_or_default();
         lines.push(("result", format!("{} {}x{} {} {digest}", made.name, made.width, made.height, made.format)));
@@ -286,6 +307,8 @@ mod tests {
         assert_eq!(name("c.JPEG", "jpeg"), "c.JPEG");
         assert_eq!(name("../..", "png"), "result.png");
         assert_eq!(name("picture 1", "tiff"), "picture 1.tif");
+        assert_eq!(name("faces.jpg", "segs"), "faces.segs.json");
+        assert_eq!(name("faces.jpg", "latent"), "faces.latent");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use weights::{
 };
 
 use crate::{
-    cli::Dtype,
+    cli::values::Dtype,
     client::{Farm, call},
     exit::Outcome,
     output, transfer, wire_json,
@@ -66,6 +66,8 @@ fn built_in(builtin: &Builtin) -> anyhow::Result<v1::Model> {
         size_bytes: builtin.bytes.len() as u64,
         builtin: true,
         tags: facts.tags,
+        kind: "upscale_model".to_owned(),
+        family: String::new(),
     })
 }
 

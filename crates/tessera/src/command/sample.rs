@@ -1,7 +1,6 @@
 //! `tessera sample`: a picture of words, from a checkpoint on this machine, without a farm.
 
 use std::{
-    fs::File,
     io::IsTerminal as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -9,12 +8,13 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use coordinator::run::picture_limits;
+use domain::region::Size;
 use imaging::{
-    decode::decode_rows,
-    encode::{EncodeOptions, Encoder},
+    encode::EncodeOptions,
+    frames::Frames,
+    mask::Mask,
     pack::pack,
     picture::{Color, Format, Limits, Sample as Numbers},
-    raster::{BandWriter, RasterInfo, Window},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use models::{
@@ -39,10 +39,13 @@ use tokio_util::sync::CancellationToken;
 use worker::engine::device::open_processor;
 
 use crate::{
-    cli::{ControlImage, Precision, Sample},
+    cli::{
+        Sample,
+        values::{ControlNet as Net, Lora, Precision},
+    },
     command::models::refuse_existing,
     exit::{Failure, Outcome},
-    output, progress, transfer,
+    local, output, progress,
 };
 
 /// Runs the command on this machine.
@@ -86,7 +89,10 @@ fn sample(
         }
     };
     let seconds = started.elapsed().as_secs_f64();
-    write(&made.picture, &args.output, format, &limits)
+    let Pixels { height, width, values, .. } = &made.picture;
+    let size = Size::new(u32::try_from(*width)?, u32::try_from(*height)?);
+    let options = EncodeOptions::new(format, Color::Rgb, Numbers::U8);
+    local::write(&pack(values, None, Color::Rgb, Numbers::U8), size, options, &args.output, &limits)
         .with_context(|| format!("cannot write `{}`", args.output.display()))?;
     let value = json!({
         "output": args.output.display().to_string(),
@@ -156,8 +162,8 @@ fn open(path: &Path) -> anyhow::Result<model::File> {
 }
 
 fn files(args: &Sample) -> anyhow::Result<ModelFiles> {
-    let lora = |(path, strength_model, strength_clip): &(PathBuf, f64, f64)| -> anyhow::Result<_> {
-        Ok(LoraFile { file: open(path)?, strength_model: *strength_model, strength_clip: *strength_clip })
+    let lora = |Lora { lora, strength_model, strength_clip }: &Lora| -> anyhow::Result<_> {
+        Ok(LoraFile { file: open(lora)?, strength_model: *strength_model, strength_clip: *strength_clip })
     };
     Ok(ModelFiles {
         checkpoint: Some(open(&args.checkpoint)?),
@@ -174,20 +180,19 @@ fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
         let (nets, pictures) = (args.controlnets.len(), args.control_images.len());
         return Err(anyhow!("{nets} --controlnet and {pictures} --control-image: each network needs its picture"));
     }
-    let control = |(path, image): (&PathBuf, &ControlImage)| -> anyhow::Result<_> {
+    let control = |(net, picture): (&Net, &PathBuf)| -> anyhow::Result<_> {
         Ok(ControlPicture {
-            file: open(path)?,
-            is_averaged: ControlNet::is_averaged_by_name(path),
-            picture: read(&image.picture, limits)?,
-            strength: image.strength,
-            start_percent: image.start_percent,
-            end_percent: image.end_percent,
+            file: open(&net.control_net)?,
+            is_averaged: ControlNet::is_averaged_by_name(&net.control_net),
+            picture: read(picture, limits)?,
+            strength: net.strength,
+            start_percent: net.start_percent,
+            end_percent: net.end_percent,
         })
     };
     let mask = |path: &PathBuf| -> anyhow::Result<_> {
-        let Pixels { frames, height, width, values } = read(path, limits)?;
-        // White covers, in red as in every other channel.
-        Ok(Pixels { frames, height, width, values: values.into_iter().step_by(3).collect() })
+        let Mask { height, width, data, .. } = local::read_mask(path, limits)?;
+        Ok(Pixels { frames: 1, height, width, values: data })
     };
     Ok(Request {
         positive: args.prompt.clone(),
@@ -199,33 +204,19 @@ fn request(args: &Sample, limits: &Limits) -> anyhow::Result<Request> {
         },
         mask: args.mask.as_ref().map(mask).transpose()?,
         controls: args.controlnets.iter().zip(&args.control_images).map(control).collect::<anyhow::Result<_>>()?,
-        sampler_name: args.sampler_name.clone(),
-        scheduler: args.scheduler.clone(),
-        steps: args.steps,
-        cfg: args.cfg,
+        sampler_name: args.sampler.sampler_name.clone(),
+        scheduler: args.sampler.scheduler.clone(),
+        steps: args.sampler.steps as usize,
+        cfg: args.sampler.cfg,
         denoise: args.denoise,
-        seed: args.seed,
+        seed: args.sampler.seed,
         vae_tile: args.vae_tile,
     })
 }
 
-/// Reads a picture whole; what is transparent is left out.
 fn read(path: &Path, limits: &Limits) -> anyhow::Result<Pixels> {
-    let context = || format!("cannot read picture `{}`", path.display());
-    let info = imaging::decode::probe(path, limits).with_context(context)?;
-    let raster = RasterInfo::new(info.width, info.height, info.color, info.sample);
-    let (mut writer, mut bands) = (BandWriter::new(raster), Vec::new());
-    decode_rows(path, limits, &mut |rows| {
-        writer.push(rows.bytes, |band| {
-            bands.push(band.bytes);
-            Ok(())
-        })
-    })
-    .with_context(context)?;
-    let window = Window { x: 0, y: 0, width: info.width, height: info.height };
-    let parts: Vec<&[u8]> = bands.iter().map(Vec::as_slice).collect();
-    let cut = raster.cut(window, &parts).with_context(context)?;
-    Ok(Pixels { frames: 1, height: info.height as usize, width: info.width as usize, values: cut.rgb })
+    let Frames { height, width, data, .. } = local::read(path, limits)?;
+    Ok(Pixels { frames: 1, height, width, values: data })
 }
 
 fn format_of(path: &Path) -> anyhow::Result<Format> {
@@ -233,19 +224,6 @@ fn format_of(path: &Path) -> anyhow::Result<Format> {
     Format::from_extension(&extension)
         .with_context(|| format!("`{}` has no extension of a picture", path.display()))
         .hint("name a .png, .jpg, .tiff or .webp file with --output")
-}
-
-/// Writes a picture; the file appears whole or not at all.
-fn write(picture: &Pixels, path: &Path, format: Format, limits: &Limits) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let (file, name): (File, _) = transfer::unnamed(folder)?.into_parts();
-    let options = EncodeOptions::new(format, Color::Rgb, Numbers::U8);
-    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
-    let mut encoder = Encoder::new(file, width, height, options, limits)?;
-    encoder.write_rows(&pack(&picture.values, None, Color::Rgb, Numbers::U8))?;
-    encoder.finish()?;
-    name.persist(path)?;
-    Ok(())
 }
 
 /// Shows on stderr how far it is, and how long it will take.

@@ -1,12 +1,9 @@
 //! `tessera upscale`: pictures in, larger pictures out.
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use domain::resize::{Resize, Target};
 use futures::{StreamExt as _, stream};
-use proto::{
-    convert::resize_to_wire,
-    v1::{self, JobState},
-};
+use proto::{convert::resize_to_wire, v1};
 use serde_json::json;
 use service::{config::Config, report};
 use tokio_util::sync::CancellationToken;
@@ -14,15 +11,15 @@ use tracing::Instrument as _;
 use weights::builtin::BUILTIN;
 
 use crate::{
-    cli::{Precision, Priority, Reproducibility, TileSide, Upscale},
+    cli::{Upscale, values::TileSide},
     client::Farm,
-    command::models,
-    embedded::{self, Embedded},
+    command::{models, run},
+    embedded,
     exit::{Failure, Outcome},
     naming::{self, Errand},
     pictures::{Gathered, gather},
     progress::Progress,
-    transfer, watch, wire_json,
+    transfer, wire_json,
 };
 
 /// Pictures under way at once: enough that workers have tiles while results are put together and fetched.
@@ -45,17 +42,7 @@ enum Fate {
 pub async fn run(args: Upscale, config: Config, context: service::Context) -> Outcome {
     let gathered = gather(&args.pictures, args.output.as_deref())?;
     let stopped = context.shutdown;
-    if let Some(server) = &config.client.server {
-        return upscale(&args, gathered, &Farm::connect(server).await?, &stopped).await;
-    }
-    let mut embedded = Embedded::start(&config, args.workers).await?;
-    let server = embedded.server();
-    let outcome = tokio::select! {
-        outcome = async { upscale(&args, gathered, &embedded::connect(&server).await?, &stopped).await } => outcome,
-        error = embedded.failed() => Err(error.into()),
-    };
-    let ended = embedded.stop().await;
-    outcome.and(ended.map_err(Failure::from))
+    embedded::on_farm(&config, args.job.workers, async |farm| upscale(&args, gathered, farm, &stopped).await).await
 }
 
 async fn upscale(args: &Upscale, gathered: Gathered, farm: &Farm, stopped: &CancellationToken) -> Outcome {
@@ -64,8 +51,8 @@ async fn upscale(args: &Upscale, gathered: Gathered, farm: &Farm, stopped: &Canc
         None => None, // the farm's choice
     };
     let suffix = suffix(args.target(), model.as_ref());
-    let errands = naming::errands(&gathered.pictures, args.output.as_deref(), args.format, &suffix)?;
-    let progress = Progress::new(args.json);
+    let errands = naming::errands(&gathered.pictures, args.output.as_deref(), args.render.format, &suffix)?;
+    let progress = Progress::new(args.job.json);
     for error in &gathered.unreadable {
         progress.say(report::text(error).trim_end());
     }
@@ -83,7 +70,7 @@ async fn upscale(args: &Upscale, gathered: Gathered, farm: &Farm, stopped: &Canc
             match picture.upscale().await {
                 Ok(fate) => fate,
                 Err(error) => {
-                    picture.tell(&error);
+                    run::tell(picture.progress, &picture.name(), &error);
                     Fate::Refused
                 }
             }
@@ -142,18 +129,9 @@ impl Picture<'_> {
         self.errand.input.display().to_string()
     }
 
-    /// Says on stderr why there is no result, and on stdout too where a program listens.
-    fn tell(&self, error: &anyhow::Error) {
-        self.progress.say(report::text(error).trim_end());
-        if let Progress::Json = self.progress {
-            let error = report::causes(error).join(": ");
-            self.progress.give("", &json!({ "name": self.name(), "error": error }));
-        }
-    }
-
     async fn upscale(&self) -> anyhow::Result<Fate> {
         let (name, output) = (self.name(), self.errand.output.display().to_string());
-        if !self.args.force && self.errand.output.exists() {
+        if !self.args.job.force && self.errand.output.exists() {
             if !self.errand.in_folder {
                 self.progress.say(&format!("{name}: skipped, because `{output}` exists; --force writes over it"));
             }
@@ -167,27 +145,9 @@ impl Picture<'_> {
             () = self.stopped.cancelled() => return Ok(Fate::Failed),
         };
         let request = request(self.args, self.model, &self.errand, digest);
-        let job = self.farm.create(request).await.with_context(|| format!("cannot upscale `{name}`"))?;
-        let mut shown = self.progress.job(&name, &job.id);
-        let followed = tokio::select! {
-            job = watch::follow(self.farm, &job.id, |event| shown.see(event)) => Some(job?),
-            () = self.stopped.cancelled() => None,
-        };
-        drop(shown);
-        let Some(job) = followed else {
-            self.farm.cancel(&job.id).await?;
-            self.progress.say(&format!("{name}: cancelled; the same command goes on with what is rendered already"));
-            return Ok(Fate::Failed);
-        };
-        for line in watch::afterwords(&job) {
-            self.progress.say(&format!("{name}: {}", line.trim_start()));
-        }
-        if job.state() != JobState::Succeeded {
-            let error =
-                anyhow!("job {} {}", job.id, watch::word(job.state())).context(format!("no result for `{name}`"));
-            self.tell(&error);
-            return Ok(Fate::Failed);
-        }
+        let cannot = || format!("cannot upscale `{name}`");
+        let ended = run::to_its_end(self.farm, &name, request, self.progress, self.stopped).await;
+        let Some(job) = ended.with_context(cannot)? else { return Ok(Fate::Failed) };
         let made = job.outputs.first().context("the job succeeded without a result")?;
         let artifact = made.artifact.as_ref().context("the result has no artifact")?;
         transfer::download(self.farm, artifact, &self.errand.output).await?;
@@ -210,7 +170,7 @@ impl Picture<'_> {
 }
 
 fn request(args: &Upscale, model: &str, errand: &Errand, digest: String) -> v1::CreateJobRequest {
-    let (side, auto) = match args.tile {
+    let (side, auto) = match args.tiling.tile {
         TileSide::Pixels(side) => (side, false),
         TileSide::Auto => (0, true),
     };
@@ -218,33 +178,20 @@ fn request(args: &Upscale, model: &str, errand: &Errand, digest: String) -> v1::
     let upscale = v1::UpscaleJob {
         pictures: vec![v1::PictureSource { name, source: Some(v1::picture_source::Source::Digest(digest)) }],
         upscale_model: model.to_owned(),
-        tile: Some(v1::TileOptions { side, overlap: Some(args.overlap), auto }),
-        precision: match args.precision {
-            Precision::Exact => v1::Precision::Exact,
-            Precision::Fast => v1::Precision::Fast,
-        }
-        .into(),
-        reproducibility: match args.reproducibility {
-            Reproducibility::SameClass => v1::Reproducibility::SameClass,
-            Reproducibility::Mixed => v1::Reproducibility::Mixed,
-        }
-        .into(),
-        compute_class: args.class.clone().unwrap_or_default(),
+        tile: Some(v1::TileOptions { side, overlap: Some(args.tiling.overlap), auto }),
+        precision: v1::Precision::from(args.precision).into(),
+        reproducibility: v1::Reproducibility::from(args.render.reproducibility).into(),
+        compute_class: args.render.class.clone().unwrap_or_default(),
         output: Some(v1::OutputOptions {
             format: errand.format.map(|format| format.name().to_owned()).unwrap_or_default(),
-            bits: args.bits.unwrap_or(0),
-            quality: args.quality,
+            bits: args.render.bits.unwrap_or(0),
+            quality: args.render.quality,
         }),
         resize: args.target().map(|target| resize_to_wire(Resize { target, method: args.method.unwrap_or_default() })),
     };
     v1::CreateJobRequest {
-        labels: args.labels.iter().cloned().collect(),
-        priority: match args.priority {
-            Priority::Low => v1::Priority::Low,
-            Priority::Normal => v1::Priority::Normal,
-            Priority::High => v1::Priority::High,
-        }
-        .into(),
+        labels: args.job.labels.iter().cloned().collect(),
+        priority: v1::Priority::from(args.job.priority).into(),
         kind: Some(v1::create_job_request::Kind::Upscale(upscale)),
         ..Default::default()
     }
