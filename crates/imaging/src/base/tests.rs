@@ -278,7 +278,14 @@ fn an_enlarged_base_is_what_the_node_makes() {
         |supersample| Enlarged { tiles: None, to, resampling_method: ResamplingMethod::Bicubic, supersample };
     let picture = Scene::new(5, size, Color::Rgb, None).whole;
     for supersample in [false, true] {
-        let node = SegsUpscaler { rescale_factor: 1.5, supersample, feather: 0, noise_mask_feather: 0, seed: 0 };
+        let node = SegsUpscaler {
+            rescale_factor: 1.5,
+            supersample,
+            feather: 0,
+            noise_mask_feather: 0,
+            seed: 0,
+            reference_quirks: false,
+        };
         let want = node.enlarge::<PixelError>(&picture, None).unwrap();
         let scene = Scene::new(5, size, Color::Rgb, Some(enlarged(supersample)));
         assert_eq!(bits(&scene.window(Region::new(0, 0, to.width, to.height))), bits(&want));
