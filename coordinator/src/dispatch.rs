@@ -14,10 +14,11 @@ use tracing::{Instrument as _, info_span};
 use crate::{
     assemble::{AssembleError, Assembler},
     desk::{Desk, Errand},
+    intake::Intake,
     ledger::{Effect, Event, Lane, TracedOrder},
     metrics::Metrics,
     records::Records,
-    refusal::chain,
+    refusal::{Refusal, chain},
 };
 
 /// How long dispatch waits before it tries something again that the store or the broker refused.
@@ -39,6 +40,8 @@ pub struct Dispatch {
     pub records: Records,
     /// Puts pictures together.
     pub assembler: Assembler,
+    /// Looks up results.
+    pub intake: Arc<Intake>,
     /// Where events go.
     pub desk: Arc<Desk>,
     /// Pictures put together at once.
@@ -125,6 +128,11 @@ impl Dispatch {
                 let assembly = self.assemble(job, plan, task, cancelled).instrument(span);
                 self.assemblies.spawn(assembly);
             }
+            Effect::Relist { job, plan, listing } => {
+                let span = info_span!("relist", job.id = %job.id);
+                telemetry::set_parent(&span, trace_header(job.traceparent.as_deref()));
+                self.assemblies.spawn(self.relist(job, plan, listing).instrument(span));
+            }
             Effect::Abandon(job) => {
                 if let Some(token) = abandon.remove(&job) {
                     token.cancel();
@@ -210,6 +218,35 @@ impl Dispatch {
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
                 () = self.shutdown.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Looks up which of a job's results are in the store and tells the desk; runs beside everything else.
+    fn relist(&self, job: Box<Job>, plan: Arc<domain::plan::Plan>, listing: u64) -> impl Future<Output = ()> + use<> {
+        let (intake, desk, shutdown) = (self.intake.clone(), self.desk.clone(), self.shutdown.clone());
+        async move {
+            tracing::warn!("results vanished from the store; looking which are there");
+            let mut pause = PAUSE;
+            loop {
+                let listed = tokio::select! {
+                    listed = intake.found(&job, &plan) => listed,
+                    () = shutdown.cancelled() => return,
+                };
+                let job = job.id.clone();
+                match listed {
+                    Ok((found, outputs)) => return desk.apply(Event::Relisted { job, listing, found, outputs }),
+                    Err(error @ (Refusal::Unavailable { .. } | Refusal::Exhausted { .. })) => {
+                        tracing::warn!(error = chain(&error), "could not list results; trying again");
+                    }
+                    Err(error) => {
+                        return desk.apply(Event::NotRelisted { job, listing, message: chain(&error) });
+                    }
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    () = shutdown.cancelled() => return,
+                }
             }
         }
     }

@@ -2,6 +2,14 @@
 //!
 //! Pictures are decoded here, once, into row bands in the store, so that a damaged file is refused at the door and a
 //! worker reads only its window. Models are identified here. Everything is stored before the job is.
+//!
+//! What jobs have in common is here, and upscale jobs are; `redraw` has the others, `pipe` their networks, `segs` what
+//! they redraw, and `whole` the masks and small pictures that they bring.
+
+mod pipe;
+mod redraw;
+mod segs;
+mod whole;
 
 use std::{
     collections::HashMap,
@@ -13,7 +21,7 @@ use std::{
 
 use domain::{
     digest::Digest,
-    job::{Job, JobId, JobKind, JobOutput, Model, Output, Picture, Upscale},
+    job::{Job, JobId, JobKind, JobOutput, Output, Picture, Precision, Upscale},
     layout,
     picture::Format,
     plan::{Plan, plan},
@@ -29,7 +37,7 @@ use imaging::{
     raster::{Band, BandWriter, RasterInfo},
 };
 use proto::{
-    convert::{Source, TilingRequest, UpscaleRequest, priority_from_wire, timestamp_from_wire},
+    convert::{PictureRequest, Source, TilingRequest, UpscaleRequest, priority_from_wire, timestamp_from_wire},
     v1,
 };
 use serde::{Deserialize, Serialize};
@@ -39,9 +47,11 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
+use pipe::Network;
+
 use crate::{
     auto_tile,
-    catalog::{Catalog, ModelRecord, builtin_for},
+    catalog::{Catalog, builtin_for},
     desk::now,
     records::{get_json, put_json},
     refusal::{Refusal, chain},
@@ -126,10 +136,14 @@ impl Intake {
         if deadline.is_some_and(|deadline| deadline <= now()) {
             return Err(Refusal::field("deadline", "lies in the past"));
         }
-        let Some(v1::create_job_request::Kind::Upscale(upscale)) = request.kind else {
-            return Err(Refusal::field("kind", "is missing: say what to do, such as `upscale`"));
+        use v1::create_job_request::Kind;
+        let (kind, warnings) = match request.kind {
+            None => return Err(Refusal::field("kind", "is missing: say what to do, such as `upscale`")),
+            Some(Kind::Upscale(job)) => (JobKind::Upscale(self.resolve_upscale(job.try_into()?).await?), Vec::new()),
+            Some(Kind::SegsDetail(job)) => self.segs_detail(job.try_into()?).await?,
+            Some(Kind::SegsUpscale(job)) => self.segs_upscale(job.try_into()?).await?,
+            Some(Kind::LatentUpscale(job)) => self.latent_upscale(job.try_into()?).await?,
         };
-        let upscale = self.resolve_upscale(upscale.try_into()?).await?;
         Ok(Job {
             id,
             request_id: request.request_id,
@@ -138,46 +152,40 @@ impl Intake {
             priority,
             deadline,
             traceparent,
-            warnings: Vec::new(),
-            kind: JobKind::Upscale(upscale),
+            warnings,
+            kind,
         })
     }
 
     async fn resolve_upscale(&self, request: UpscaleRequest) -> Result<Upscale, Refusal> {
         // A named model first: it is quickly looked up, and decoding pictures for a job that cannot be is a waste.
+        let field = "upscale.upscale_model";
         let named = match &request.upscale_model {
-            Some(name) => Some(self.model(name).await?),
+            Some(name) => Some(self.network(field, name).await?),
             None => None,
         };
-        let class = self.class_for(&request).await?;
+        let class = self.class_for("upscale.compute_class", request.class.clone(), request.precision).await?;
         let mut pictures = Vec::with_capacity(request.pictures.len());
-        for (index, (name, source)) in request.pictures.into_iter().enumerate() {
+        for (index, PictureRequest { name, source }) in request.pictures.into_iter().enumerate() {
             let span = info_span!("decode", picture = %name);
             let field = format!("upscale.pictures[{index}]");
             pictures.push(self.picture(&field, name, source).instrument(span).await?);
         }
-        let record = match named {
-            Some(record) => record,
-            None => self.model(builtin_for(scale_needed(request.resize, &pictures)).name).await?,
+        let Network { model, facts, .. } = match named {
+            Some(network) => network,
+            None => self.network(field, builtin_for(scale_needed(request.resize, &pictures)).name).await?,
         };
         for (index, picture) in pictures.iter().enumerate() {
             let field = format!("upscale.pictures[{index}]");
-            self.check_output(&field, picture, record.facts.scale, &request.output, request.resize)?;
+            self.check_output(&field, picture, model.scale, &request.output, request.resize)?;
         }
         let tiling = match request.tiling {
             TilingRequest::Fixed(tiling) => tiling,
-            TilingRequest::Auto { overlap } => {
-                auto_tile::tiling(&record.facts, self.roster.memory_of(&class, now()), overlap)
-            }
+            TilingRequest::Auto { overlap } => auto_tile::tiling(&facts, self.roster.memory_of(&class, now()), overlap),
         };
         Ok(Upscale {
             pictures,
-            upscale_model: Model {
-                digest: record.digest,
-                name: record.name,
-                architecture: record.facts.architecture,
-                scale: record.facts.scale,
-            },
+            upscale_model: model,
             tiling,
             precision: request.precision,
             reproducibility: request.reproducibility,
@@ -185,24 +193,6 @@ impl Intake {
             output: request.output,
             resize: request.resize,
         })
-    }
-
-    /// Finds a model that takes and gives RGB pictures.
-    async fn model(&self, name: &str) -> Result<ModelRecord, Refusal> {
-        let field = "upscale.upscale_model";
-        let record = self
-            .catalog
-            .find(name)
-            .await?
-            .ok_or_else(|| Refusal::NotFound { field: field.to_owned(), what: format!("a model called `{name}`") })?;
-        if (record.facts.input_channels, record.facts.output_channels) != (3, 3) {
-            let why = format!(
-                "`{}` takes {} channels and gives {}; a model for RGB pictures is wanted, 3 and 3",
-                record.name, record.facts.input_channels, record.facts.output_channels
-            );
-            return Err(Refusal::field(field, why));
-        }
-        Ok(record)
     }
 
     /// Refuses an output that could not be written, before work is spent on it.
@@ -230,14 +220,19 @@ impl Intake {
             .map_err(|error| Refusal::field("upscale.output.format", chain(&error)))
     }
 
-    async fn class_for(&self, request: &UpscaleRequest) -> Result<ComputeClass, Refusal> {
-        let precision = request.precision;
-        if let Some(class) = &request.class {
+    /// The class that renders a job of `precision`: the one that `field` names, or the best.
+    async fn class_for(
+        &self,
+        field: &str,
+        class: Option<ComputeClass>,
+        precision: Precision,
+    ) -> Result<ComputeClass, Refusal> {
+        if let Some(class) = class {
             return if class.offers(precision) {
-                Ok(class.clone())
+                Ok(class)
             } else {
                 let why = format!("`{class}` does not compute as exactly as the precision asks");
-                Err(Refusal::field("upscale.compute_class", why))
+                Err(Refusal::field(field, why))
             };
         }
         let default = self.default_class.clone().filter(|class| class.offers(precision));
@@ -265,11 +260,8 @@ impl Intake {
         let _turn = self.decoding.acquire().await; // only closed when the process ends
         let (digest, file) = match source {
             Source::Digest(digest) => (digest, None),
-            Source::Uri(uri) => {
-                let field = format!("{field}.uri");
-                let object = store::s3_object(&uri).await.map_err(Refusal::of_store(&field, &format!("`{uri}`")))?;
-                self.check_file(&field, object.size_bytes)?;
-                let (file, digest) = self.fetch(object.bytes).await?;
+            source @ Source::Uri(_) => {
+                let (digest, file) = self.file(field, source).await?;
                 (digest, Some(file))
             }
         };
@@ -289,6 +281,20 @@ impl Intake {
         };
         let RasterInfo { width, height, color, sample, .. } = record.raster;
         Ok(Picture { name, digest, size: Size { width, height }, color, sample, format: record.format })
+    }
+
+    /// Brings a submitted file into a temporary one.
+    async fn file(&self, field: &str, source: Source) -> Result<(Digest, NamedTempFile), Refusal> {
+        match source {
+            Source::Digest(digest) => Ok((digest, self.fetch_artifact(&format!("{field}.digest"), digest).await?)),
+            Source::Uri(uri) => {
+                let field = format!("{field}.uri");
+                let object = store::s3_object(&uri).await.map_err(Refusal::of_store(&field, &format!("`{uri}`")))?;
+                self.check_file(&field, object.size_bytes)?;
+                let (file, digest) = self.fetch(object.bytes).await?;
+                Ok((digest, file))
+            }
+        }
     }
 
     /// What is known of a decoded picture, if it is still there: the last band is looked for, since a rule of the
@@ -389,13 +395,7 @@ impl Intake {
             source: error.into(),
         })?;
         stored?; // when the store fails the decoder only says that it was cut off
-        let (info, raster) = decoded.map_err(|error| {
-            if error.is_the_pictures_fault() {
-                Refusal::field(field, format!("picture `{name}` cannot be used: {}", chain(&error)))
-            } else {
-                Refusal::Internal { what: format!("picture `{name}` could not be read"), source: error.into() }
-            }
-        })?;
+        let (info, raster) = decoded.map_err(|error| Self::not_decoded(field, name, error))?;
         let (has_icc, has_exif) = (info.icc.is_some(), info.exif.is_some());
         for (bytes, key) in [(info.icc, layout::raster_icc(digest)), (info.exif, layout::raster_exif(digest))] {
             if let Some(bytes) = bytes {
@@ -407,6 +407,15 @@ impl Intake {
         Ok(record)
     }
 
+    /// What is told when the picture that `field` names cannot be decoded.
+    fn not_decoded(field: &str, name: &str, error: DecodeError) -> Refusal {
+        if error.is_the_pictures_fault() {
+            Refusal::field(field, format!("picture `{name}` cannot be used: {}", chain(&error)))
+        } else {
+            Refusal::Internal { what: format!("picture `{name}` could not be read"), source: error.into() }
+        }
+    }
+
     /// Plans a job and looks up which of its results are in the store already.
     pub async fn plan(&self, job: Job) -> Result<Planned, Refusal> {
         // A million tasks take a good part of a second.
@@ -414,6 +423,12 @@ impl Intake {
         let planned = planning
             .map_err(|error| Refusal::Internal { what: "the planner stopped".to_owned(), source: error.into() })?;
         let (job, plan) = planned.map_err(|error| Refusal::field(error.field(), chain(&error)))?;
+        let (found, outputs) = self.found(&job, &plan).await?;
+        Ok(Planned { job, plan: Arc::new(plan), found, outputs })
+    }
+
+    /// The tasks of a plan whose results are in the store, and the finished outputs among these.
+    pub async fn found(&self, job: &Job, plan: &Plan) -> Result<(Vec<u32>, Vec<(u32, JobOutput)>), Refusal> {
         let mut found = Vec::new();
         let mut outputs = Vec::new();
         for (index, context) in (0..).zip(plan.contexts()) {
@@ -446,7 +461,7 @@ impl Intake {
                 }
             }
         }
-        Ok(Planned { job, plan: Arc::new(plan), found, outputs })
+        Ok((found, outputs))
     }
 
     /// The finished picture under a result key, if its bytes are still there too.

@@ -7,8 +7,10 @@
 //! Tasks are known to the broker only while they are *in flight*: at most `dispatch_window` of them per queue, taken
 //! from the jobs in turn. Work that two jobs want is in flight once.
 
+mod ready;
+
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -17,11 +19,13 @@ use domain::{
     job::{Job, JobId, JobKind, JobOutput, JobState, Priority, Timestamp},
     plan::{Plan, plan},
     schedule::Dependants,
-    task::{Place, ResultKey},
+    task::{Context, Part, Place, ResultKey, SegsNode},
     tiles::Tiling,
 };
 use proto::farm::{Order, Outcome, Report, Worker};
 use serde::{Deserialize, Serialize};
+
+use ready::{Ready, Turn};
 
 /// The smallest tile side to which a job is planned anew when devices run out of memory, in pixels; the reference's.
 const MIN_TILE_SIDE: u32 = 128;
@@ -31,6 +35,9 @@ const EVENTS_KEPT: usize = 4096;
 
 /// How often a task is published anew that was delivered too often without a worker ever having spoken of it.
 const MOST_UNTRIED: u32 = 3;
+
+/// How often the store is listed anew because one task's needs vanished, before the job fails.
+const MOST_RELISTS: u32 = 3;
 
 /// How many of them are kept once the job has ended.
 const ENDED_EVENTS_KEPT: usize = 256;
@@ -103,6 +110,26 @@ pub enum Event {
         /// Tasks whose results turned out to be missing: they are rendered again. None: the job fails.
         missing: Vec<ResultKey>,
     },
+    /// The store was listed anew, as [`Effect::Relist`] asked.
+    Relisted {
+        /// The job.
+        job: JobId,
+        /// The number of the listing.
+        listing: u64,
+        /// Tasks whose results are in the store.
+        found: Vec<u32>,
+        /// Outputs of the assembling tasks among these.
+        outputs: Vec<(u32, JobOutput)>,
+    },
+    /// The store could not be listed, and no waiting helps.
+    NotRelisted {
+        /// The job.
+        job: JobId,
+        /// The number of the listing.
+        listing: u64,
+        /// Why.
+        message: String,
+    },
     /// A user cancels a job.
     Cancelled(JobId),
     /// Time passes.
@@ -137,6 +164,15 @@ pub enum Effect {
         plan: Arc<Plan>,
         /// The assembling task.
         task: u32,
+    },
+    /// Find out which of a job's results are in the store: some have vanished.
+    Relist {
+        /// The job, as planned now.
+        job: Box<Job>,
+        /// The plan.
+        plan: Arc<Plan>,
+        /// The number of the listing.
+        listing: u64,
     },
     /// Stop putting together pictures of this job.
     Abandon(JobId),
@@ -313,13 +349,28 @@ pub struct Entry {
 struct Work {
     plan: Arc<Plan>,
     states: Vec<TaskState>,
-    /// Workers' tasks that may be ready, by place: each is looked at once, so entries that are no longer ready are
-    /// skipped.
-    ready: BTreeMap<Place, VecDeque<u32>>,
+    /// Tasks that may be ready, by place: each is looked at once, so entries that are no longer ready are skipped.
+    ready: BTreeMap<Place, Ready>,
+    /// Which of them goes first.
+    turn: Turn,
     /// How many results tasks that wait still lack.
     lacking: HashMap<u32, u32>,
     /// Who waits for a task.
     dependants: Dependants,
+    /// How often tasks came back because their needs had vanished.
+    relists: HashMap<u32, u32>,
+    /// The listing that is under way, if one is.
+    relisting: Option<Relisting>,
+}
+
+/// A listing of the store that is under way, and what happened since it began.
+#[derive(Debug)]
+struct Relisting {
+    listing: u64,
+    /// Results that are known to be gone: the listing may have passed them before.
+    missing: HashSet<ResultKey>,
+    /// Tasks that were done meanwhile: the listing may have passed them before, too.
+    done: HashSet<u32>,
 }
 
 impl Entry {
@@ -435,6 +486,7 @@ pub struct Ledger {
     lanes: BTreeMap<Lane, VecDeque<JobId>>,
     in_flight: HashMap<Lane, usize>,
     next_dispatch: u64,
+    next_listing: u64,
 }
 
 impl Ledger {
@@ -447,6 +499,7 @@ impl Ledger {
             lanes: BTreeMap::new(),
             in_flight: HashMap::new(),
             next_dispatch: now.0 << 20,
+            next_listing: 0,
         }
     }
 
@@ -487,6 +540,12 @@ impl Ledger {
             Event::Assembled { job, task, key, output } => self.assembled(&job, task, key, output, now, &mut effects),
             Event::NotAssembled { job, task, key, message, missing } => {
                 self.not_assembled(&job, task, key, &message, &missing, now, &mut effects);
+            }
+            Event::Relisted { job, listing, found, outputs } => {
+                self.relisted(&job, listing, &found, outputs, now, &mut effects);
+            }
+            Event::NotRelisted { job, listing, message } => {
+                self.not_relisted(&job, listing, &message, now, &mut effects);
             }
             Event::Cancelled(job) => self.end(&job, JobState::Cancelled, now, &mut effects),
             Event::Tick { depths } => self.tick(&depths, now, &mut effects),
@@ -634,6 +693,7 @@ impl Ledger {
                     entry.note(now, Notice::TaskFinished { task, description, worker, attempt, found, elapsed });
                     effects.extend(entry.ready_assemblies().into_iter().map(|task| entry.assemble(task)));
                     self.enqueue(&id);
+                    self.finish_if_done(&id, now, effects);
                 }
             }
             Outcome::Retrying { message } => {
@@ -661,13 +721,19 @@ impl Ledger {
                 claims.sort();
                 claims.dedup_by(|a, b| a.0 == b.0);
                 for (id, task) in claims {
-                    match self.jobs.get(&id).and_then(|entry| smaller_tiles(&entry.job)) {
+                    let Some(entry) = self.jobs.get(&id) else { continue };
+                    match entry.smaller_tiles(task) {
                         Some(tiling) => self.replan(&id, tiling, now, effects),
                         None => {
-                            let message = format!("{message}; tiles cannot become smaller than they are");
+                            let message = format!("{message}; {}", entry.way_out(task));
                             self.fail(&id, task, &message, attempt, &worker, now, effects);
                         }
                     }
+                }
+            }
+            Outcome::Missing { keys } => {
+                for (id, task) in self.land(&key) {
+                    self.relist(&id, task, &keys, &worker, now, effects);
                 }
             }
         }
@@ -774,8 +840,8 @@ impl Ledger {
     fn replan(&mut self, id: &JobId, tiling: Tiling, now: Timestamp, effects: &mut Vec<Effect>) {
         self.recall(id, effects);
         let Some(entry) = self.jobs.get_mut(id) else { return };
-        let JobKind::Upscale(upscale) = &mut entry.job.kind else { return }; // `smaller_tiles` has none for others
-        let old_side = std::mem::replace(&mut upscale.tiling, tiling).side;
+        let Some(old) = tiling_of(&mut entry.job) else { return }; // `smaller_tiles` has none for others
+        let old_side = std::mem::replace(old, tiling).side;
         let warning = format!(
             "a device ran out of memory: tiles of {old_side} pixels became tiles of {} pixels, which can change pixels",
             tiling.side
@@ -837,16 +903,81 @@ impl Ledger {
         effects: &mut Vec<Effect>,
     ) {
         let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is(task, &key)) else { return };
-        if entry.lose(task, missing) == 0 {
+        entry.set_state(now, JobState::Running);
+        if missing.is_empty() {
             self.fail(id, task, message, 1, "", now, effects);
         } else {
-            self.enqueue(id);
+            self.relist(id, task, missing, "", now, effects);
         }
     }
 
+    /// Has the store listed anew, because results in `missing` that `task` needs vanished. Until then it waits.
+    fn relist(
+        &mut self,
+        id: &JobId,
+        task: u32,
+        missing: &[ResultKey],
+        worker: &str,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(entry) = self.jobs.get_mut(id) else { return };
+        let Some(work) = &mut entry.work else { return };
+        work.states[task as usize] = TaskState::Waiting;
+        let times = work.relists.entry(task).or_default();
+        *times += 1;
+        if *times > MOST_RELISTS {
+            let message = format!(
+                "results that it needs vanished from the store {times} times, the last being {}: see whether a rule of \
+                 the store's removes them too early",
+                missing.first().map_or_else(|| "unnamed".to_owned(), ToString::to_string)
+            );
+            self.fail(id, task, &message, MOST_RELISTS + 1, worker, now, effects);
+            return;
+        }
+        if let Some(relisting) = &mut work.relisting {
+            relisting.missing.extend(missing);
+            return;
+        }
+        let listing = self.next_listing;
+        self.next_listing += 1;
+        work.relisting = Some(Relisting { listing, missing: missing.iter().copied().collect(), done: HashSet::new() });
+        let (job, plan) = (Box::new(entry.job.clone()), work.plan.clone());
+        effects.push(Effect::Relist { job, plan, listing });
+    }
+
+    fn relisted(
+        &mut self,
+        id: &JobId,
+        listing: u64,
+        found: &[u32],
+        outputs: Vec<(u32, JobOutput)>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is_relisting(listing)) else { return };
+        entry.go_on(found, outputs);
+        effects.extend(entry.ready_assemblies().into_iter().map(|task| entry.assemble(task)));
+        entry.note(now, Notice::StateChanged); // watchers see that less is done than was
+        self.enqueue(id);
+        self.finish_if_done(id, now, effects);
+    }
+
+    fn not_relisted(&mut self, id: &JobId, listing: u64, message: &str, now: Timestamp, effects: &mut Vec<Effect>) {
+        let Some(entry) = self.jobs.get_mut(id).filter(|entry| entry.is_relisting(listing)) else { return };
+        entry.fail_task(Failure {
+            task: 0,
+            description: "relist".to_owned(),
+            message: format!("results vanished from the store, and it cannot be told which: {message}"),
+            attempt: 0,
+            worker: String::new(),
+        });
+        self.end(id, JobState::Failed, now, effects);
+    }
+
     fn finish_if_done(&mut self, id: &JobId, now: Timestamp, effects: &mut Vec<Effect>) {
-        let done = self.jobs.get(id).and_then(|entry| entry.work.as_ref()).is_some_and(Work::is_done);
-        if done {
+        let is_done = |entry: &Entry| entry.work.is_some() && entry.progress.done == entry.progress.total;
+        if self.jobs.get(id).is_some_and(is_done) {
             self.end(id, JobState::Succeeded, now, effects);
         }
     }
@@ -929,57 +1060,149 @@ impl Ledger {
     }
 }
 
-/// The tiling with which to try again when a device ran out of memory: half the side, down to [`MIN_TILE_SIDE`].
-fn smaller_tiles(job: &Job) -> Option<Tiling> {
-    let JobKind::Upscale(upscale) = &job.kind else { return None };
-    let Tiling { side, overlap } = upscale.tiling;
-    let half = (side / 2).max(MIN_TILE_SIDE);
-    (half < side && overlap < half).then_some(Tiling { side: half, overlap })
-}
-
-/// Puts a task that is ready in the queue of its place.
-fn queue(ready: &mut BTreeMap<Place, VecDeque<u32>>, plan: &Plan, task: u32) {
-    let place = plan.context_of(&plan.tasks()[task as usize]).context.place();
-    match ready.get_mut(place) {
-        Some(queue) => queue.push_back(task),
-        None => {
-            ready.insert(place.clone(), VecDeque::from([task]));
-        }
+/// The tiling of a job's super-resolution tiles, if it has any.
+fn tiling_of(job: &mut Job) -> Option<&mut Tiling> {
+    match &mut job.kind {
+        JobKind::Upscale(upscale) => Some(&mut upscale.tiling),
+        JobKind::SegsUpscale(upscale) => upscale.upscale_model.as_mut().map(|model| &mut model.tiling),
+        JobKind::SegsDetail(_) | JobKind::LatentUpscale(_) => None,
     }
 }
 
 impl Work {
-    fn is_done(&self) -> bool {
-        self.states.iter().all(|state| *state == TaskState::Done)
+    /// Works out what every task waits for when the results of `is_found` are there; gives how many are done.
+    ///
+    /// What only finished tasks need is not needed at all. What is in flight stays so.
+    fn settle(&mut self, is_found: &[bool], kind: &JobKind) -> u64 {
+        let wanted = self.plan.wanted(|task| is_found[task as usize]);
+        self.turn = Turn::of(&self.plan, &wanted, kind);
+        self.ready.clear();
+        self.lacking.clear();
+        let mut done = 0;
+        let plan = self.plan.clone();
+        for (index, task) in (0..).zip(plan.tasks()) {
+            let state = &mut self.states[index as usize];
+            if is_found[index as usize] {
+                *state = TaskState::Done;
+                done += 1;
+                continue;
+            }
+            if *state == TaskState::InFlight {
+                continue;
+            }
+            if !wanted[index as usize] {
+                *state = TaskState::Done;
+                done += 1;
+                continue;
+            }
+            match task.needs.iter().filter(|need| wanted[*need as usize]).count() as u32 {
+                0 => self.be_ready(index),
+                lacks => {
+                    *state = TaskState::Waiting;
+                    self.lacking.insert(index, lacks);
+                }
+            }
+        }
+        done
+    }
+
+    /// Makes a task ready, and puts it in the queue of its place.
+    fn be_ready(&mut self, task: u32) {
+        self.states[task as usize] = TaskState::Ready;
+        let place = self.plan.context_of(&self.plan.tasks()[task as usize]).context.place();
+        match self.ready.get_mut(place) {
+            Some(ready) => ready.push(task, &self.turn),
+            None => {
+                let mut ready = Ready::default();
+                ready.push(task, &self.turn);
+                self.ready.insert(place.clone(), ready);
+            }
+        }
     }
 }
 
 impl Entry {
     /// Begins with `plan`, some of whose results are `found`.
     fn start(&mut self, plan: Arc<Plan>, found: &[u32]) {
-        let tasks = plan.tasks();
-        let mut is_found = vec![false; tasks.len()];
+        let tasks = plan.tasks().len();
+        let mut is_found = vec![false; tasks];
         found.iter().for_each(|&task| is_found[task as usize] = true);
-        // What only finished tasks need is not needed at all.
-        let wanted = plan.wanted(|task| is_found[task as usize]);
-        let mut states = vec![TaskState::Done; tasks.len()];
-        let mut lacking = HashMap::new();
-        let mut ready: BTreeMap<Place, VecDeque<u32>> = BTreeMap::new();
-        for (index, task) in (0..).zip(tasks).filter(|(index, _)| wanted[*index as usize]) {
-            let lacks = task.needs.iter().filter(|need| wanted[*need as usize]).count() as u32;
-            if lacks > 0 {
-                states[index as usize] = TaskState::Waiting;
-                lacking.insert(index, lacks);
-                continue;
-            }
-            states[index as usize] = TaskState::Ready;
-            queue(&mut ready, &plan, index);
-        }
-        let done = states.iter().filter(|state| **state == TaskState::Done).count() as u64;
-        self.progress = Progress { total: tasks.len() as u64, done, found: done, ..Progress::default() };
-        self.pace.clear();
         let dependants = Dependants::of(&plan);
-        self.work = Some(Work { plan, states, ready, lacking, dependants });
+        let mut work = Work {
+            plan,
+            states: vec![TaskState::Done; tasks],
+            ready: BTreeMap::new(),
+            turn: Turn::default(),
+            lacking: HashMap::new(),
+            dependants,
+            relists: HashMap::new(),
+            relisting: None,
+        };
+        let done = work.settle(&is_found, &self.job.kind);
+        self.progress = Progress { total: tasks as u64, done, found: done, ..Progress::default() };
+        self.pace.clear();
+        self.work = Some(work);
+    }
+
+    /// Goes on with what a new listing of the store `found`. What is in flight stays there.
+    fn go_on(&mut self, found: &[u32], outputs: Vec<(u32, JobOutput)>) {
+        let Some(work) = &mut self.work else { return };
+        let Some(Relisting { missing, done, .. }) = work.relisting.take() else { return };
+        let mut is_found = vec![false; work.states.len()];
+        for &task in found {
+            let key = work.plan.key_of(&work.plan.tasks()[task as usize]);
+            is_found[task as usize] = !missing.contains(&key);
+        }
+        done.iter().for_each(|&task| is_found[task as usize] = true);
+        self.progress.done = work.settle(&is_found, &self.job.kind);
+        self.progress.found = self.progress.found.min(self.progress.done);
+        self.pace.clear();
+        let states = &work.states;
+        self.outputs.extend(outputs);
+        self.outputs.retain(|task, _| states[*task as usize] == TaskState::Done);
+    }
+
+    fn is_relisting(&self, listing: u64) -> bool {
+        let relisting = self.work.as_ref().and_then(|work| work.relisting.as_ref());
+        relisting.is_some_and(|relisting| relisting.listing == listing)
+    }
+
+    /// The context and the part of task `index`.
+    fn planned(&self, index: u32) -> Option<(&Context, &Part)> {
+        let plan = &self.work.as_ref()?.plan;
+        let task = plan.tasks().get(index as usize)?;
+        Some((&plan.context_of(task).context, &task.part))
+    }
+
+    /// The tiling with which to try again when a device ran out of memory on a tile: half the side, down to
+    /// [`MIN_TILE_SIDE`].
+    fn smaller_tiles(&self, task: u32) -> Option<Tiling> {
+        let (Context::Upscale { .. }, _) = self.planned(task)? else { return None };
+        let Tiling { side, overlap } = match &self.job.kind {
+            JobKind::Upscale(upscale) => upscale.tiling,
+            JobKind::SegsUpscale(upscale) => upscale.upscale_model.as_ref()?.tiling,
+            JobKind::SegsDetail(_) | JobKind::LatentUpscale(_) => return None,
+        };
+        let half = (side / 2).max(MIN_TILE_SIDE);
+        (half < side && overlap < half).then_some(Tiling { side: half, overlap })
+    }
+
+    /// What a user can do about a task that took more memory than a device has, and that cannot be made smaller.
+    fn way_out(&self, task: u32) -> String {
+        match self.planned(task) {
+            Some((Context::Redraw(redraw), Part::Seg(seg))) => {
+                let way = match redraw.node {
+                    SegsNode::Detailer => "a smaller guide_size or max_size",
+                    SegsNode::Upscaler => "smaller segments or a smaller rescale_factor",
+                };
+                format!("the segment is redrawn at {}: {way}, or a worker with more memory, helps", seg.size)
+            }
+            Some((Context::Latent(_), Part::Latent(link))) => format!(
+                "the latent is of {} pixels: use_tiled_vae, a smaller upscale_factor, or a worker with more memory, helps",
+                link.pixels()
+            ),
+            _ => "tiles cannot become smaller than they are".to_owned(),
+        }
     }
 
     /// The queues that this job has ready tasks for.
@@ -992,7 +1215,8 @@ impl Entry {
     /// Tasks of the coordinator's own that have all they need and have not begun.
     fn ready_assemblies(&mut self) -> Vec<u32> {
         let Some(work) = &mut self.work else { return Vec::new() };
-        work.ready.remove(&Place::Coordinator).unwrap_or_default().into()
+        let mut ready = work.ready.remove(&Place::Coordinator).unwrap_or_default();
+        std::iter::from_fn(|| ready.pop(&work.turn)).collect()
     }
 
     /// The effect that puts together the picture of `task`, which is ready.
@@ -1008,7 +1232,7 @@ impl Entry {
             let work = self.work.as_mut()?;
             let ready = work.ready.get_mut(place)?;
             loop {
-                let index = ready.pop_front()?;
+                let index = ready.pop(&work.turn)?;
                 if work.states[index as usize] == TaskState::Ready {
                     work.states[index as usize] = TaskState::InFlight;
                     break index;
@@ -1041,39 +1265,21 @@ impl Entry {
             return;
         }
         *state = TaskState::Done;
+        if let Some(relisting) = &mut work.relisting {
+            relisting.done.insert(task);
+        }
         self.progress.done += 1;
         self.progress.found += u64::from(found);
+        let mut ready = Vec::new();
         for dependant in work.dependants.on(task) {
             let Some(lacking) = work.lacking.get_mut(&dependant) else { continue };
             *lacking -= 1;
             if *lacking == 0 {
                 work.lacking.remove(&dependant);
-                work.states[dependant as usize] = TaskState::Ready;
-                queue(&mut work.ready, &work.plan, dependant);
+                ready.push(dependant);
             }
         }
-    }
-
-    /// Puts back the tasks that `task` needs and whose results vanished from the store; returns how many there are.
-    fn lose(&mut self, task: u32, missing: &[ResultKey]) -> u32 {
-        let Some(work) = &mut self.work else { return 0 };
-        let mut again = 0;
-        for index in work.plan.tasks()[task as usize].needs.iter() {
-            let key = work.plan.key_of(&work.plan.tasks()[index as usize]);
-            let state = &mut work.states[index as usize];
-            if *state == TaskState::Done && missing.contains(&key) {
-                *state = TaskState::Ready;
-                queue(&mut work.ready, &work.plan, index);
-                again += 1;
-            }
-        }
-        if again > 0 {
-            self.progress.done -= u64::from(again);
-            self.progress.found = self.progress.found.min(self.progress.done);
-            work.states[task as usize] = TaskState::Waiting;
-            *work.lacking.entry(task).or_default() += again;
-        }
-        again
+        ready.into_iter().for_each(|dependant| work.be_ready(dependant));
     }
 
     /// Whether `task` is still the one with this result key, and not yet done.
@@ -1113,360 +1319,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use domain::{
-        digest::Digest,
-        job::{Artifact, Model, Output, OutputFormat, Picture, Precision, Reproducibility, Upscale},
-        picture::{Color, Format, Sample},
-        region::Size,
-        task::ComputeClass,
-    };
-    use proto::farm::WorkerTask;
-
-    use super::*;
-
-    /// A ledger whose clock is a number, and the effects it gives as text.
-    struct Desk {
-        ledger: Ledger,
-        now: u64,
-    }
-
-    impl Desk {
-        fn new(dispatch_window: usize) -> Self {
-            let rules = Rules { dispatch_window, stuck_task: Duration::from_secs(60) };
-            Self { ledger: Ledger::new(rules, Timestamp(1)), now: 1000 }
-        }
-
-        fn tell(&mut self, event: Event) -> String {
-            self.now += 1;
-            let effects = self.ledger.apply(event, Timestamp(self.now));
-            effects.iter().map(show).collect::<Vec<_>>().join("; ")
-        }
-
-        fn admit(&mut self, job: Job, found: &[u32]) -> String {
-            let plan = Arc::new(plan(&job).expect("it can be planned"));
-            self.tell(Event::Admitted { job: Box::new(job), plan, found: found.to_vec(), outputs: Vec::new() })
-        }
-
-        fn report(&mut self, job: &str, task: usize, outcome: Outcome) -> String {
-            let key = self.key(job, task);
-            let report = Report { key, worker: "w".to_owned(), attempt: 1, job: job.parse().unwrap(), outcome };
-            self.tell(Event::Reported(report))
-        }
-
-        fn done(&mut self, job: &str, task: usize) -> String {
-            self.report(job, task, Outcome::Done { found: false, elapsed: Duration::ZERO })
-        }
-
-        fn key(&self, job: &str, task: usize) -> ResultKey {
-            let entry = self.ledger.job(&job.parse().unwrap()).expect("the job is known");
-            // An ended job has no plan any more, but planning it again gives the same.
-            let plan = plan(&entry.job).unwrap();
-            plan.key_of(&plan.tasks()[task])
-        }
-
-        fn state(&self, job: &str) -> &'static str {
-            self.ledger.job(&job.parse().unwrap()).map_or("unknown", |entry| entry.state.name())
-        }
-
-        fn assembled(&mut self, job: &str, task: usize) -> String {
-            let key = self.key(job, task);
-            let artifact = Artifact { key: "artifacts/x".to_owned(), digest: Digest::of(b"x"), size_bytes: 1 };
-            let output = JobOutput {
-                name: "p".to_owned(),
-                artifact,
-                format: OutputFormat::Picture(Format::Png),
-                size: Size::new(1, 1),
-            };
-            self.tell(Event::Assembled { job: job.parse().unwrap(), task: task as u32, key, output })
-        }
-    }
-
-    fn show(effect: &Effect) -> String {
-        match effect {
-            Effect::Publish { orders, .. } => {
-                let orders: Vec<_> = orders.iter().map(|(order, _)| format!("{}/{}", order.job, order.task)).collect();
-                format!("publish {}", orders.join(" "))
-            }
-            Effect::Revoke { keys, .. } => format!("revoke {}", keys.len()),
-            Effect::Assemble { job, task, .. } => format!("assemble {}/{task}", job.id),
-            Effect::Abandon(job) => format!("abandon {job}"),
-            Effect::StoreJob(job) => {
-                let JobKind::Upscale(upscale) = &job.kind else { unreachable!() };
-                format!("store {} with tiles of {}", job.id, upscale.tiling.side)
-            }
-            Effect::StoreEnding(job, ending) => format!("{job} {}", ending.state.name()),
-        }
-    }
-
-    /// A job for one picture of `width` x 100 pixels, cut into tiles of 256 that overlap by 32.
-    fn job(id: &str, width: u32) -> Job {
-        let picture = Picture {
-            name: "p.png".to_owned(),
-            digest: Digest::of(b"picture"),
-            size: Size::new(width, 100),
-            color: Color::Rgb,
-            sample: Sample::U8,
-            format: Format::Png,
-        };
-        let model =
-            Model { digest: Digest::of(b"m"), name: "m".to_owned(), architecture: "Compact".to_owned(), scale: 2 };
-        Job {
-            id: id.parse().unwrap(),
-            request_id: String::new(),
-            created: Timestamp(0),
-            labels: BTreeMap::new(),
-            priority: Priority::Normal,
-            deadline: None,
-            traceparent: None,
-            warnings: Vec::new(),
-            kind: JobKind::Upscale(Upscale {
-                pictures: vec![picture],
-                upscale_model: model,
-                tiling: Tiling { side: 256, overlap: 32 },
-                precision: Precision::Exact,
-                reproducibility: Reproducibility::SameClass,
-                class: "cpu.x.f32".parse().unwrap(),
-                output: Output::default(),
-                resize: None,
-            }),
-        }
-    }
-
-    fn with_format(mut job: Job, format: Format) -> Job {
-        let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
-        upscale.output.format = Some(format);
-        job
-    }
-
-    #[test]
-    fn tiles_are_published_then_the_picture_is_assembled_then_the_job_is_done() {
-        let mut desk = Desk::new(100);
-        assert_eq!(desk.admit(job("a", 400), &[]), "publish a/0 a/1");
-        assert_eq!(desk.state("a"), "queued");
-        assert_eq!(desk.done("a", 0), "");
-        assert_eq!(desk.state("a"), "running");
-        assert_eq!(desk.done("a", 1), "assemble a/2");
-        assert_eq!(desk.done("a", 1), "", "a report that comes twice changes nothing");
-        assert_eq!(desk.assembled("a", 2), "a succeeded");
-        assert_eq!(desk.state("a"), "succeeded");
-    }
-
-    #[test]
-    fn only_what_is_missing_is_published() {
-        let mut desk = Desk::new(100);
-        assert_eq!(desk.admit(job("a", 600), &[0, 2]), "publish a/1");
-        assert_eq!(desk.done("a", 1), "assemble a/3");
-        assert_eq!(desk.admit(job("b", 600), &[0, 1, 2]), "assemble b/3");
-        assert_eq!(desk.admit(job("c", 600), &[3]), "c succeeded", "what only a finished task needs is not needed");
-    }
-
-    #[test]
-    fn a_window_keeps_the_queue_short_and_jobs_take_turns() {
-        let mut desk = Desk::new(2);
-        assert_eq!(desk.admit(job("a", 1000), &[]), "publish a/0 a/1");
-        let mut other = job("b", 1000);
-        let JobKind::Upscale(upscale) = &mut other.kind else { unreachable!() };
-        upscale.pictures[0].digest = Digest::of(b"another");
-        assert_eq!(desk.admit(other, &[]), "");
-        assert_eq!(desk.done("a", 0), "publish a/2");
-        assert_eq!(desk.done("a", 1), "publish b/0");
-        assert_eq!(desk.done("b", 0), "publish a/3");
-    }
-
-    #[test]
-    fn a_task_wanted_by_two_jobs_is_published_once_and_survives_the_cancelling_of_one() {
-        let mut desk = Desk::new(100);
-        assert_eq!(desk.admit(job("a", 400), &[]), "publish a/0 a/1");
-        assert_eq!(desk.admit(with_format(job("b", 400), Format::Tiff), &[]), "");
-        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "abandon a; a cancelled");
-        assert_eq!(desk.done("b", 0), "");
-        assert_eq!(desk.done("b", 1), "assemble b/2");
-    }
-
-    #[test]
-    fn cancelling_takes_back_what_nobody_else_wants() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[]);
-        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "revoke 2; abandon a; a cancelled");
-        assert_eq!(desk.tell(Event::Cancelled("a".parse().unwrap())), "", "once is enough");
-        assert_eq!(desk.done("a", 0), "", "a report that comes late changes nothing");
-        // Tried again, with what was found.
-        assert_eq!(desk.admit(job("a", 400), &[0]), "publish a/1");
-        assert_eq!(desk.state("a"), "queued");
-    }
-
-    #[test]
-    fn a_task_that_fails_fails_its_job_and_says_why() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[]);
-        desk.report("a", 0, Outcome::Retrying { message: "once".to_owned() });
-        assert_eq!(desk.state("a"), "queued");
-        let effects = desk.report("a", 0, Outcome::Failed { message: "weights lack a tensor".to_owned() });
-        assert_eq!(effects, "revoke 1; abandon a; a failed");
-        let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
-        assert_eq!(entry.failures[0].description, "upscale 256x100+0+0 of p.png");
-        assert_eq!(entry.failures[0].message, "weights lack a tensor");
-    }
-
-    #[test]
-    fn a_parked_task_fails_its_job_with_the_last_words_unless_it_was_ordered_anew() {
-        let mut desk = Desk::new(100);
-        let first = job("a", 400);
-        let plan = Arc::new(plan(&first).unwrap());
-        desk.now += 1;
-        let admitted = Event::Admitted { job: Box::new(first), plan, found: vec![], outputs: vec![] };
-        let effects = desk.ledger.apply(admitted, Timestamp(desk.now));
-        let [Effect::Publish { orders, .. }] = &effects[..] else { panic!("{effects:?}") };
-        let order = orders[0].0.clone();
-        let stale = Order { dispatch: order.dispatch - 1, ..order.clone() };
-        assert_eq!(desk.tell(Event::Parked { order: Box::new(stale), attempts: 3 }), "");
-        desk.report("a", 0, Outcome::Retrying { message: "the device fell off the bus".to_owned() });
-        let effects = desk.tell(Event::Parked { order: Box::new(order), attempts: 3 });
-        assert_eq!(effects, "revoke 1; abandon a; a failed");
-        let why = &desk.ledger.job(&"a".parse().unwrap()).unwrap().failures[0].message;
-        assert!(why.contains("given up after 3 attempts") && why.contains("fell off the bus"), "{why}");
-    }
-
-    #[test]
-    fn a_task_that_died_untried_is_ordered_again_a_few_times() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 100), &[]);
-        let order = |desk: &Desk| {
-            let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
-            entry.order(0, desk.ledger.next_dispatch).unwrap()
-        };
-        for _ in 0..MOST_UNTRIED {
-            let order = Box::new(order(&desk));
-            assert_eq!(desk.tell(Event::Parked { order, attempts: 3 }), "publish a/0");
-        }
-        let order = Box::new(order(&desk));
-        assert_eq!(desk.tell(Event::Parked { order, attempts: 3 }), "abandon a; a failed");
-    }
-
-    #[test]
-    fn a_job_that_names_the_same_picture_twice_ends() {
-        let mut desk = Desk::new(100);
-        let mut twice = job("a", 100);
-        let JobKind::Upscale(upscale) = &mut twice.kind else { unreachable!() };
-        upscale.pictures.push(upscale.pictures[0].clone());
-        assert_eq!(desk.admit(twice, &[]), "publish a/0");
-        assert_eq!(desk.done("a", 0), "assemble a/1; assemble a/3");
-        assert_eq!(desk.assembled("a", 3), "");
-        assert_eq!(desk.assembled("a", 1), "a succeeded");
-    }
-
-    #[test]
-    fn a_more_urgent_job_pulls_shared_work_ahead() {
-        let mut desk = Desk::new(100);
-        assert_eq!(desk.admit(job("a", 100), &[]), "publish a/0");
-        let urgent = Job { priority: Priority::High, ..with_format(job("b", 100), Format::Tiff) };
-        assert_eq!(desk.admit(urgent, &[]), "publish b/0");
-        assert_eq!(desk.done("b", 0), "assemble a/1; assemble b/1");
-    }
-
-    #[test]
-    fn out_of_memory_halves_the_tiles_of_the_whole_job_and_records_it() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[]);
-        desk.done("a", 0);
-        let effects = desk.report("a", 1, Outcome::OutOfMemory { message: "no memory".to_owned() });
-        assert_eq!(effects, "abandon a; store a with tiles of 128; publish a/0 a/1 a/2 a/3");
-        assert_eq!(desk.ledger.job(&"a".parse().unwrap()).unwrap().warnings.len(), 1);
-        let effects = desk.report("a", 1, Outcome::OutOfMemory { message: "no memory".to_owned() });
-        assert_eq!(effects, "revoke 3; abandon a; a failed", "128 is the smallest");
-    }
-
-    #[test]
-    fn out_of_memory_halves_the_tiles_once_though_jobs_hold_the_work_twice() {
-        let twice = |id| {
-            let mut job = job(id, 400);
-            let JobKind::Upscale(upscale) = &mut job.kind else { unreachable!() };
-            upscale.tiling = Tiling { side: 512, overlap: 32 };
-            upscale.pictures.push(upscale.pictures[0].clone());
-            job
-        };
-        let mut desk = Desk::new(100);
-        desk.admit(twice("a"), &[]);
-        desk.admit(twice("b"), &[]);
-        let key = desk.key("a", 0);
-        let flight = desk.ledger.flights.get_mut(&key).expect("the work is in flight");
-        flight.claims = [("a", 0), ("b", 0), ("a", 2), ("b", 2)].map(|(id, task)| (id.parse().unwrap(), task)).into();
-        desk.report("a", 0, Outcome::OutOfMemory { message: "no memory".to_owned() });
-        for id in ["a", "b"] {
-            let JobKind::Upscale(upscale) = &desk.ledger.job(&id.parse().unwrap()).unwrap().job.kind else {
-                unreachable!()
-            };
-            assert_eq!(upscale.tiling.side, 256, "{id}");
-        }
-    }
-
-    #[test]
-    fn results_that_vanished_are_rendered_again() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[0]);
-        assert_eq!(desk.done("a", 1), "assemble a/2");
-        let (key, lost) = (desk.key("a", 2), desk.key("a", 0));
-        let event = |missing| Event::NotAssembled {
-            job: "a".parse().unwrap(),
-            task: 2,
-            key,
-            message: "gone".to_owned(),
-            missing,
-        };
-        assert_eq!(desk.tell(event(vec![lost])), "publish a/0");
-        assert_eq!(desk.done("a", 0), "assemble a/2");
-        assert_eq!(desk.tell(event(vec![])), "abandon a; a failed", "nothing to render again: it cannot be helped");
-    }
-
-    #[test]
-    fn a_task_that_nobody_speaks_of_is_published_again() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[]);
-        let lane: Lane = (Place::Class("cpu.x.f32".parse::<ComputeClass>().unwrap()), Priority::Normal);
-        let tick = |depth| Event::Tick { depths: HashMap::from([(lane.clone(), depth)]) };
-        desk.now += 61_000;
-        assert_eq!(desk.tell(tick(2)), "", "it still waits on its queue");
-        let worker = Worker {
-            id: "w".to_owned(),
-            classes: vec!["cpu.x.f32".parse().unwrap()],
-            device: String::new(),
-            memory_bytes: 0,
-            memory_free_bytes: 0,
-            tasks: vec![WorkerTask { key: desk.key("a", 0), description: String::new(), fraction: 0.5 }],
-            models: vec![],
-            tasks_done: 0,
-            started: Timestamp(0),
-            draining: false,
-            version: String::new(),
-        };
-        desk.tell(Event::Beat(worker));
-        assert_eq!(desk.state("a"), "running");
-        assert_eq!(desk.tell(tick(0)), "publish a/1", "task 0 is in a worker's hands");
-        desk.now += 61_000;
-        assert_eq!(desk.tell(tick(5)), "publish a/0", "its worker fell silent");
-    }
-
-    #[test]
-    fn a_deadline_ends_a_job() {
-        let mut desk = Desk::new(100);
-        let late = Job { deadline: Some(Timestamp(5_000)), ..job("a", 400) };
-        desk.admit(late, &[]);
-        assert_eq!(desk.tell(Event::Tick { depths: HashMap::new() }), "");
-        desk.now = 5_001;
-        assert_eq!(desk.tell(Event::Tick { depths: HashMap::new() }), "revoke 2; abandon a; a failed");
-    }
-
-    #[test]
-    fn a_watcher_gets_what_it_missed_or_is_told_that_it_is_gone() {
-        let mut desk = Desk::new(100);
-        desk.admit(job("a", 400), &[]);
-        let start = desk.ledger.job(&"a".parse().unwrap()).unwrap().sequence();
-        desk.done("a", 0);
-        desk.done("a", 1);
-        let entry = desk.ledger.job(&"a".parse().unwrap()).unwrap();
-        assert_eq!(entry.notices_after(start).unwrap().count(), 3, "a change of state and two tiles");
-        assert_eq!(entry.notices_after(entry.sequence()).unwrap().count(), 0);
-        assert!(entry.notices_after(start - 5).is_none());
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
+use domain::check::Invalid;
 use proto::convert::InvalidField;
 use store::StoreError;
 use tonic::{Code, Status};
@@ -78,6 +79,12 @@ impl Refusal {
             }
             other => other.into(),
         }
+    }
+}
+
+impl From<Invalid> for Refusal {
+    fn from(invalid: Invalid) -> Self {
+        Self::Field(invalid.into())
     }
 }
 

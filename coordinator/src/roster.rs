@@ -63,11 +63,19 @@ impl Roster {
 
     /// The least memory of a device of `class` that is present, in bytes.
     pub fn memory_of(&self, class: &ComputeClass, now: Timestamp) -> Option<u64> {
+        self.memories_of(class, now).min()
+    }
+
+    /// The most memory of a device of `class` that is present, in bytes.
+    pub fn most_memory_of(&self, class: &ComputeClass, now: Timestamp) -> Option<u64> {
+        self.memories_of(class, now).max()
+    }
+
+    /// What devices of `class` say that they have, in bytes.
+    fn memories_of(&self, class: &ComputeClass, now: Timestamp) -> impl Iterator<Item = u64> {
         let present = self.present(now).into_iter().map(|(worker, _)| worker);
-        present
-            .filter(|worker| worker.classes.contains(class) && worker.memory_bytes > 0)
-            .map(|worker| worker.memory_bytes)
-            .min()
+        let of_class = present.filter(move |worker| worker.classes.contains(class) && worker.memory_bytes > 0);
+        of_class.map(|worker| worker.memory_bytes)
     }
 }
 

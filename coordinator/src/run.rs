@@ -101,6 +101,7 @@ pub async fn run(
         delivery_limit: config.delivery_limit,
         records: records.clone(),
         assembler: Assembler { store: store.clone(), scratch: config.scratch.clone(), limits },
+        intake: intake.clone(),
         desk: desk.clone(),
         slots: Arc::new(Semaphore::new(config.assemble_jobs)),
         assemblies: assemblies.clone(),

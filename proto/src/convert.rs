@@ -1,6 +1,11 @@
 //! Wire values become domain values here, or say which field is wrong.
 
+pub mod pipe;
+pub mod redraw;
+pub mod segs;
+
 use domain::{
+    check::Invalid,
     digest::Digest,
     job::{
         Artifact, Job, JobKind, JobOutput, JobState, Output, Picture, Precision, Priority, Reproducibility, Timestamp,
@@ -39,6 +44,13 @@ impl InvalidField {
     }
 }
 
+impl From<Invalid> for InvalidField {
+    fn from(invalid: Invalid) -> Self {
+        let why = invalid.to_string();
+        Self { field: invalid.field, why }
+    }
+}
+
 /// The value of a message field that must be there.
 pub fn required<T>(path: &str, value: Option<T>) -> Result<T, InvalidField> {
     value.ok_or_else(|| InvalidField::new(path, "is missing".to_owned()))
@@ -53,11 +65,44 @@ pub enum Source {
     Uri(String),
 }
 
+/// The longest name of a picture, or label of a segment, in bytes.
+pub const LONGEST_NAME: usize = 1024;
+
+/// A picture as submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PictureRequest {
+    /// What to call it.
+    pub name: String,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+impl PictureRequest {
+    /// Reads the picture at `at`; one without a name is called `nameless`.
+    fn read(at: &str, nameless: &str, picture: v1::PictureSource) -> Result<Self, InvalidField> {
+        let path = |field: &str| format!("{at}.{field}");
+        let source = match required(&path("source"), picture.source)? {
+            v1::picture_source::Source::Digest(digest) => {
+                Source::Digest(digest.parse().map_err(InvalidField::at(&path("digest")))?)
+            }
+            v1::picture_source::Source::Uri(uri) if uri.starts_with("s3://") => Source::Uri(uri),
+            v1::picture_source::Source::Uri(uri) => {
+                return Err(InvalidField::new(path("uri"), format!("`{uri}` is not an s3:// URI")));
+            }
+        };
+        if picture.name.len() > LONGEST_NAME {
+            return Err(InvalidField::new(path("name"), format!("is longer than {LONGEST_NAME} bytes")));
+        }
+        let name = if picture.name.is_empty() { nameless.to_owned() } else { picture.name };
+        Ok(Self { name, source })
+    }
+}
+
 /// An upscale job as submitted, checked field by field and not yet resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpscaleRequest {
-    /// Name and place of each picture.
-    pub pictures: Vec<(String, Source)>,
+    /// The pictures.
+    pub pictures: Vec<PictureRequest>,
     /// Name or digest of the model; `None`: a built-in one.
     pub upscale_model: Option<String>,
     /// How pictures are cut.
@@ -99,96 +144,73 @@ impl TryFrom<v1::UpscaleJob> for UpscaleRequest {
             return Err(InvalidField::new("upscale.pictures", "names no picture".to_owned()));
         }
         let pictures = job.pictures.into_iter().enumerate().map(|(index, picture)| {
-            let path = |field: &str| format!("upscale.pictures[{index}].{field}");
-            let source = match required(&path("source"), picture.source)? {
-                v1::picture_source::Source::Digest(digest) => {
-                    Source::Digest(digest.parse().map_err(InvalidField::at(&path("digest")))?)
-                }
-                v1::picture_source::Source::Uri(uri) if uri.starts_with("s3://") => Source::Uri(uri),
-                v1::picture_source::Source::Uri(uri) => {
-                    return Err(InvalidField::new(path("uri"), format!("`{uri}` is not an s3:// URI")));
-                }
-            };
-            if picture.name.len() > 1024 {
-                return Err(InvalidField::new(path("name"), "is longer than 1024 bytes".to_owned()));
-            }
-            let name = if picture.name.is_empty() { format!("picture {}", index + 1) } else { picture.name };
-            Ok((name, source))
+            PictureRequest::read(&format!("upscale.pictures[{index}]"), &format!("picture {}", index + 1), picture)
         });
-        let pictures = pictures.collect::<Result<_, _>>()?;
-        let class = match job.compute_class.as_str() {
-            "" => None,
-            class => Some(class.parse().map_err(InvalidField::at("upscale.compute_class"))?),
-        };
+        let pictures = pictures.collect::<Result<_, InvalidField>>()?;
         Ok(Self {
             pictures,
             upscale_model: Some(job.upscale_model).filter(|model| !model.is_empty()),
-            tiling: job.tile.unwrap_or_default().try_into()?,
+            tiling: tiling_from_wire("upscale.tile", job.tile.unwrap_or_default())?,
             precision: precision_from_wire("upscale.precision", job.precision)?.unwrap_or(Upscale::PRECISION),
             reproducibility: reproducibility_from_wire("upscale.reproducibility", job.reproducibility)?,
-            class,
-            output: job.output.unwrap_or_default().try_into()?,
+            class: class_from_wire("upscale.compute_class", &job.compute_class)?,
+            output: output_from_wire("upscale.output", job.output.unwrap_or_default())?,
             resize: job.resize.map(TryInto::try_into).transpose()?,
         })
     }
 }
 
-impl TryFrom<v1::TileOptions> for TilingRequest {
-    type Error = InvalidField;
-
-    fn try_from(tile: v1::TileOptions) -> Result<Self, InvalidField> {
-        let overlap = tile.overlap.unwrap_or(DEFAULT_TILE_OVERLAP);
-        let side = if tile.side == 0 { DEFAULT_TILE_SIDE } else { tile.side };
-        if tile.auto {
-            return match overlap {
-                0..128 => Ok(Self::Auto { overlap }),
-                _ => Err(InvalidField::new(
-                    "upscale.tile.overlap",
-                    format!("is {overlap}, and 127 is the most with auto"),
-                )),
-            };
-        }
-        if !(16..=65_536).contains(&side) {
-            return Err(InvalidField::new("upscale.tile.side", format!("is {side}, and 16 to 65536 is wanted")));
-        }
-        if overlap >= side {
-            let why = format!("is {overlap}, and must be less than the tile's side, {side}");
-            return Err(InvalidField::new("upscale.tile.overlap", why));
-        }
-        Ok(Self::Fixed(Tiling { side, overlap }))
+/// Reads the compute class that is asked for, if one is.
+fn class_from_wire(path: &str, class: &str) -> Result<Option<ComputeClass>, InvalidField> {
+    match class {
+        "" => Ok(None),
+        class => class.parse().map(Some).map_err(InvalidField::at(path)),
     }
 }
 
-impl TryFrom<v1::OutputOptions> for Output {
-    type Error = InvalidField;
-
-    fn try_from(output: v1::OutputOptions) -> Result<Self, InvalidField> {
-        let format = match output.format.as_str() {
-            "" => None,
-            format => Some(format.parse::<Format>().map_err(InvalidField::at("upscale.output.format"))?),
+/// Reads the tiling at `at`.
+fn tiling_from_wire(at: &str, tile: v1::TileOptions) -> Result<TilingRequest, InvalidField> {
+    let refuse = |field: &str, why: String| Err(InvalidField::new(format!("{at}.{field}"), why));
+    let overlap = tile.overlap.unwrap_or(DEFAULT_TILE_OVERLAP);
+    let side = if tile.side == 0 { DEFAULT_TILE_SIDE } else { tile.side };
+    if tile.auto {
+        return match overlap {
+            0..128 => Ok(TilingRequest::Auto { overlap }),
+            _ => refuse("overlap", format!("is {overlap}, and 127 is the most with auto")),
         };
-        let sample = match output.bits {
-            0 => None,
-            8 => Some(Sample::U8),
-            16 => Some(Sample::U16),
-            bits => return Err(InvalidField::new("upscale.output.bits", format!("is {bits}, and 8 or 16 is wanted"))),
-        };
-        let quality = match output.quality {
-            0 => Output::default().quality,
-            quality @ 1..=100 => quality as u8,
-            quality => {
-                return Err(InvalidField::new(
-                    "upscale.output.quality",
-                    format!("is {quality}, and 1 to 100 is wanted"),
-                ));
-            }
-        };
-        if sample == Some(Sample::U16) && matches!(format, Some(Format::Jpeg | Format::Webp)) {
-            let why = format!("is 16, and {} has 8 bits only", output.format);
-            return Err(InvalidField::new("upscale.output.bits", why));
-        }
-        Ok(Self { format, sample, quality })
     }
+    if !(16..=65_536).contains(&side) {
+        return refuse("side", format!("is {side}, and 16 to 65536 is wanted"));
+    }
+    if overlap >= side {
+        return refuse("overlap", format!("is {overlap}, and must be less than the tile's side, {side}"));
+    }
+    Ok(TilingRequest::Fixed(Tiling { side, overlap }))
+}
+
+/// Reads at `at` how pictures are written.
+fn output_from_wire(at: &str, output: v1::OutputOptions) -> Result<Output, InvalidField> {
+    let path = |field: &str| format!("{at}.{field}");
+    let refuse = |field: &str, why: String| Err(InvalidField::new(path(field), why));
+    let format = match output.format.as_str() {
+        "" => None,
+        format => Some(format.parse::<Format>().map_err(InvalidField::at(&path("format")))?),
+    };
+    let sample = match output.bits {
+        0 => None,
+        8 => Some(Sample::U8),
+        16 => Some(Sample::U16),
+        bits => return refuse("bits", format!("is {bits}, and 8 or 16 is wanted")),
+    };
+    let quality = match output.quality {
+        0 => Output::default().quality,
+        quality @ 1..=100 => quality as u8,
+        quality => return refuse("quality", format!("is {quality}, and 1 to 100 is wanted")),
+    };
+    if sample == Some(Sample::U16) && matches!(format, Some(Format::Jpeg | Format::Webp)) {
+        return refuse("bits", format!("is 16, and {} has 8 bits only", output.format));
+    }
+    Ok(Output { format, sample, quality })
 }
 
 impl TryFrom<v1::ResizeOptions> for Resize {
@@ -458,7 +480,7 @@ mod tests {
         assert_eq!(request.tiling, TilingRequest::Fixed(Tiling { side: 512, overlap: 32 }));
         assert_eq!(request.precision, Precision::Fast);
         assert_eq!(request.output, Output::default());
-        assert_eq!(request.pictures[0].0, "picture 1");
+        assert_eq!(request.pictures[0].name, "picture 1");
         assert_eq!((request.upscale_model.as_deref(), request.resize), (Some("m"), None));
         let unnamed = v1::UpscaleJob { upscale_model: String::new(), ..job() };
         assert_eq!(UpscaleRequest::try_from(unnamed).unwrap().upscale_model, None);

@@ -242,6 +242,11 @@ pub enum Outcome {
         /// The error with its causes.
         message: String,
     },
+    /// Results that it needs are not in the store any more, and its order was acknowledged: they must be made again first.
+    Missing {
+        /// Some of them, at least one.
+        keys: Vec<ResultKey>,
+    },
 }
 
 impl Report {
@@ -255,6 +260,7 @@ impl Report {
             Outcome::Failed { message } => wire::Outcome::Failed(wire::Failed { message }),
             Outcome::OutOfMemory { message } => wire::Outcome::OutOfMemory(wire::OutOfMemory { message }),
             Outcome::Retrying { message } => wire::Outcome::Retrying(wire::Retrying { message }),
+            Outcome::Missing { keys } => wire::Outcome::Missing(wire::Missing { result_keys: write_keys(&keys) }),
         };
         let report = v1::TaskReport {
             result_key: self.key.to_string(),
@@ -278,6 +284,9 @@ impl Report {
             wire::Outcome::Failed(wire::Failed { message }) => Outcome::Failed { message },
             wire::Outcome::OutOfMemory(wire::OutOfMemory { message }) => Outcome::OutOfMemory { message },
             wire::Outcome::Retrying(wire::Retrying { message }) => Outcome::Retrying { message },
+            wire::Outcome::Missing(wire::Missing { result_keys }) => {
+                Outcome::Missing { keys: read_keys("missing.result_keys", &result_keys)? }
+            }
         };
         Ok(Self {
             key: report.result_key.parse().map_err(InvalidField::at("result_key"))?,
@@ -287,6 +296,14 @@ impl Report {
             outcome,
         })
     }
+}
+
+fn write_keys(keys: &[ResultKey]) -> Vec<String> {
+    keys.iter().map(ToString::to_string).collect()
+}
+
+fn read_keys(path: &str, keys: &[String]) -> Result<Vec<ResultKey>, InvalidField> {
+    keys.iter().map(|key| key.parse().map_err(InvalidField::at(path))).collect()
 }
 
 /// Orders that are void.
@@ -301,15 +318,14 @@ pub struct Revocation {
 impl Revocation {
     /// The revocation as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let result_keys = self.keys.iter().map(ToString::to_string).collect();
-        v1::Revocation { result_keys, up_to_dispatch: self.up_to_dispatch }.encode_to_vec()
+        v1::Revocation { result_keys: write_keys(&self.keys), up_to_dispatch: self.up_to_dispatch }.encode_to_vec()
     }
 
     /// Reads a revocation.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
         let revocation: v1::Revocation = decode(bytes)?;
-        let keys = revocation.result_keys.iter().map(|key| key.parse().map_err(InvalidField::at("result_keys")));
-        Ok(Self { keys: keys.collect::<Result<_, _>>()?, up_to_dispatch: revocation.up_to_dispatch })
+        let keys = read_keys("result_keys", &revocation.result_keys)?;
+        Ok(Self { keys, up_to_dispatch: revocation.up_to_dispatch })
     }
 }
 
@@ -406,11 +422,11 @@ impl Beat {
         Ok(Self {
             worker: Worker {
                 id: worker.id,
-                classes: worker.compute_classes.iter().map(class).collect::<Result<_, _>>()?,
+                classes: worker.compute_classes.iter().map(class).collect::<Result<_, InvalidField>>()?,
                 device: worker.device,
                 memory_bytes: worker.memory_bytes,
                 memory_free_bytes: worker.memory_free_bytes,
-                tasks: worker.tasks.into_iter().map(task).collect::<Result<_, _>>()?,
+                tasks: worker.tasks.into_iter().map(task).collect::<Result<_, InvalidField>>()?,
                 models: worker.models,
                 tasks_done: worker.tasks_done,
                 started: timestamp_from_wire(worker.started_at.unwrap_or_default()),
@@ -461,6 +477,7 @@ mod tests {
             Outcome::Failed { message: message.clone() },
             Outcome::OutOfMemory { message: message.clone() },
             Outcome::Retrying { message },
+            Outcome::Missing { keys: vec![key] },
         ];
         for outcome in outcomes {
             let report = Report { key, worker: "w".to_owned(), attempt: 2, job: "job-1".parse().unwrap(), outcome };

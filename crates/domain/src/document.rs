@@ -161,13 +161,16 @@ impl RunLengths {
         Some(Self { width: size.width, height: size.height, counts })
     }
 
-    /// The values, row by row.
-    pub fn values(&self) -> Result<Vec<f32>, NotAMask> {
+    /// Refuses runs that are not as many values as the mask has pixels.
+    pub fn check(&self) -> Result<(), NotAMask> {
         let size = Size::new(self.width, self.height);
         let found = self.counts.iter().map(|&count| u64::from(count)).sum();
-        if found != size.pixels() {
-            return Err(NotAMask { size, found });
-        }
+        if found == size.pixels() { Ok(()) } else { Err(NotAMask { size, found }) }
+    }
+
+    /// The values, row by row.
+    pub fn values(&self) -> Result<Vec<f32>, NotAMask> {
+        self.check()?;
         let run = |(index, &count): (usize, &u32)| std::iter::repeat_n((index % 2) as f32, count as usize);
         Ok(self.counts.iter().enumerate().flat_map(run).collect())
     }

@@ -203,7 +203,7 @@ impl SegsDetail {
         if let Some(paste) = &self.paste {
             in_range(format!("{at}.paste.feather"), paste.feather, 0, 100)?;
         }
-        node.sampler.check(at)?;
+        node.sampler.check(&format!("{at}.sampler"))?;
         let step = u64::from(node.batch_size) + u64::from(node.cycle) - 1;
         check_pipe(at, &self.basic_pipe, node.inpaint_model, &mut warnings)?;
         if let Some(refiner) = &self.refiner_basic_pipe {
@@ -226,7 +226,7 @@ impl SegsDetail {
             is_job_seed_used |= segs::directions(index, &placed.seg, &self.overrides).1.is_none();
         }
         if is_job_seed_used {
-            node.sampler.check_seed(at, step)?;
+            node.sampler.check_seed(&format!("{at}.sampler"), step)?;
         }
         check_overrides(at, &self.segs, &self.overrides, |_| step, &mut warnings)?;
         Ok(warnings)
@@ -373,7 +373,7 @@ impl SegsUpscale {
         in_range(format!("{at}.rounding_modulus"), node.rounding_modulus, 8, 1024)?;
         in_range(format!("{at}.feather"), node.feather, 0, 100)?;
         in_range(format!("{at}.noise_mask_feather"), node.noise_mask_feather, 0, 100)?;
-        node.sampler.check(at)?;
+        node.sampler.check(&format!("{at}.sampler"))?;
         check_pipe(at, &self.basic_pipe, node.inpaint_model, &mut warnings)?;
         if let Some(TiledModel { model, .. }) = &self.upscale_model {
             check_model(at, model)?;
@@ -388,7 +388,7 @@ impl SegsUpscale {
             !placed.is_empty && segs::directions(*index, &placed.seg, &self.overrides).1.is_none()
         };
         if let Some((last, _)) = self.segs.iter().enumerate().rfind(unchanged) {
-            node.sampler.check_seed(at, last as u64)?;
+            node.sampler.check_seed(&format!("{at}.sampler"), last as u64)?;
         }
         check_overrides(at, &self.segs, &self.overrides, |index| index as u64, &mut warnings)?;
         Ok(warnings)
@@ -462,18 +462,19 @@ impl PipedSampler {
     }
 
     fn check(&self, at: &str, n: u32) -> Result<(), Invalid> {
-        self.sampler.check(at)?;
+        let sampler = format!("{at}.sampler");
+        self.sampler.check(&sampler)?;
         self.basic_pipe.check(&format!("{at}.basic_pipe"))?;
         for (i, hook) in self.hooks.iter().enumerate() {
-            let target = format!("{at}.hooks[{i}].target");
+            let target = |name: &str| format!("{at}.hooks[{i}].{name}");
             match *hook {
-                PkHook::Cfg { target: cfg } => in_range(target, cfg, 0.0, 100.0)?,
-                PkHook::Denoise { target: denoise } => in_range(target, denoise, 0.0001, 1.0)?,
-                PkHook::Steps { target: steps } => in_range(target, steps, 1, 10_000)?,
+                PkHook::Cfg { target: cfg } => in_range(target("cfg"), cfg, 0.0, 100.0)?,
+                PkHook::Denoise { target: denoise } => in_range(target("denoise"), denoise, 0.0001, 1.0)?,
+                PkHook::Steps { target: steps } => in_range(target("steps"), steps, 1, 10_000)?,
             }
         }
         // Between two good ends only the schedule's length can still be wrong, and that is worst at an end.
-        [0, n.saturating_sub(1)].into_iter().try_for_each(|k| self.at_step(k, n).check(at))
+        [0, n.saturating_sub(1)].into_iter().try_for_each(|k| self.at_step(k, n).check(&sampler))
     }
 }
 
@@ -716,7 +717,7 @@ impl LatentUpscale {
             check_model(at, model)?;
         }
         match &self.samplers {
-            Samplers::One(sampler) => sampler.check(&format!("{at}.sampler"), self.steps)?,
+            Samplers::One(sampler) => sampler.check(&format!("{at}.base_sampler"), self.steps)?,
             Samplers::Two(two) => {
                 two.base_sampler.check(&format!("{at}.base_sampler"), self.steps)?;
                 two.mask_sampler.check(&format!("{at}.mask_sampler"), self.steps)?;

@@ -168,13 +168,13 @@ impl KSampler {
         match &self.scheduler_func {
             None => known_name(format!("{at}.scheduler"), "scheduler", &self.scheduler, SCHEDULERS.iter().copied()),
             Some(SchedulerFunc::Gits { coeff, denoise }) => {
-                in_range(format!("{at}.scheduler_func.coeff"), *coeff, 0.8, 1.5)?;
-                in_range(format!("{at}.scheduler_func.denoise"), *denoise, 0.0, 1.0)
+                in_range(format!("{at}.scheduler_func.gits.coeff"), *coeff, 0.8, 1.5)?;
+                in_range(format!("{at}.scheduler_func.gits.denoise"), *denoise, 0.0, 1.0)
             }
             Some(SchedulerFunc::List { sigmas }) => {
                 let mut levels = (0..).zip(sigmas);
                 levels.try_for_each(|(i, &sigma): (usize, _)| {
-                    in_range(format!("{at}.scheduler_func.sigmas[{i}]"), sigma, 0.0, f64::MAX)
+                    in_range(format!("{at}.scheduler_func.list.sigmas[{i}]"), sigma, 0.0, f64::MAX)
                 })
             }
         }

@@ -70,24 +70,31 @@ pub struct Schedule<'a> {
     levels: Vec<u64>,
 }
 
+/// What the longest chain costs that begins with each task of `plan`, whose tasks cost `costs`.
+///
+/// # Panics
+/// When there is not one cost for each task.
+pub fn levels(plan: &Plan, costs: &[u64]) -> Vec<u64> {
+    assert_eq!(plan.tasks().len(), costs.len(), "one cost for each task");
+    let mut levels = costs.to_vec();
+    // From the back, since needs stand before; a task's own level is settled when it is come to.
+    for (index, task) in plan.tasks().iter().enumerate().rev() {
+        let level = levels[index];
+        for need in task.needs.iter() {
+            let need = need as usize;
+            levels[need] = levels[need].max(costs[need].saturating_add(level));
+        }
+    }
+    levels
+}
+
 impl<'a> Schedule<'a> {
     /// Looks at a plan whose tasks cost `costs`, in its order; what is done already costs nothing.
     ///
     /// # Panics
     /// When there is not one cost for each task.
     pub fn new(plan: &'a Plan, costs: &'a [u64]) -> Self {
-        assert_eq!(plan.tasks().len(), costs.len(), "one cost for each task");
-        let dependants = Dependants::of(plan);
-        let mut levels = costs.to_vec();
-        // From the back, since needs stand before; a task's own level is settled when it is come to.
-        for (index, task) in plan.tasks().iter().enumerate().rev() {
-            let level = levels[index];
-            for need in task.needs.iter() {
-                let need = need as usize;
-                levels[need] = levels[need].max(costs[need].saturating_add(level));
-            }
-        }
-        Self { plan, costs, dependants, levels }
+        Self { plan, costs, dependants: Dependants::of(plan), levels: levels(plan, costs) }
     }
 
     /// What all tasks cost: the time that one worker takes.

@@ -9,12 +9,11 @@
 //! - [`samplers`] go from noise to a latent, down the noise levels that [`schedule`] chooses, with the noise of [`random`].
 //! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do.
 //!
-//! [`contents`] says what a file holds.
+//! [`weights::contents`] says what a file holds.
 //!
 //! This module knows no job: tensors in, tensors out. Start reading at [`sampling::run`].
 
 pub mod conditioning;
-pub mod contents;
 pub mod controlnet;
 pub mod detail;
 mod equations;

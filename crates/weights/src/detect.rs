@@ -108,6 +108,18 @@ pub enum DetectError {
         /// How they differ.
         mismatch: Mismatch,
     },
+    /// The number of attention heads is not known or does not fit.
+    #[error("{clip} is {width} wide, which makes no heads of width 64, and `{key}` in the file's metadata is {found}")]
+    Heads {
+        /// The text encoder.
+        clip: &'static str,
+        /// Its width.
+        width: usize,
+        /// The name under which a file may say it.
+        key: String,
+        /// What the file says.
+        found: String,
+    },
     /// The dense blocks grow by another number of channels than the architecture does.
     #[error("the dense blocks of the ESRGAN model grow by {found} channels, but only a growth of 32 is supported")]
     Growth {

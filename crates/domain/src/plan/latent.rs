@@ -267,14 +267,14 @@ mod tests {
         assert_eq!(field(&|job| job.scale_method = ResizeMethod::Bicubic), err("scale_method"));
         let tiny = LatentSource::Picture(picture(Size::new(7, 64)));
         assert_eq!(field(&|job| job.source = tiny.clone()), err("source"));
-        assert_eq!(two(|two| two.base_sampler.sampler.denoise = 0.0), err("base_sampler.denoise"));
+        assert_eq!(two(|two| two.base_sampler.sampler.denoise = 0.0), err("base_sampler.sampler.denoise"));
         let hook = PkHook::Denoise { target: 0.0 };
         assert_eq!(
             field(&|job| {
                 let Samplers::Two(two) = &mut job.samplers else { unreachable!() };
                 two.mask_sampler.hooks.push(hook);
             }),
-            err("mask_sampler.hooks[0].target")
+            err("mask_sampler.hooks[0].denoise")
         );
         assert_eq!(two(|two| two.mask.size = Size::new(0, 0)), err("mask"));
         let xl = |two: &mut TwoSamplers| two.mask_sampler.basic_pipe.checkpoint.family = crate::pipe::Family::Sdxl;

@@ -9,14 +9,17 @@ pub mod bpe;
 mod clip;
 pub mod embedding;
 pub mod error;
-mod layout;
 pub mod prompt;
 pub mod size;
 pub mod tokens;
 
 use candle_core::{Device, Tensor};
 use kernels::threads::Share;
-use weights::checkpoint::Checkpoint;
+pub use weights::detect::diffusion::Clip;
+use weights::{
+    checkpoint::Checkpoint,
+    detect::diffusion::{TextLayout, text_encoders},
+};
 
 use crate::{
     layers::Patch,
@@ -26,7 +29,6 @@ use crate::{
 use clip::{Output, Transformer, Wanted};
 use embedding::Embeddings;
 use error::{Result, TextError, Warning};
-pub use layout::Clip;
 use tokens::{CHUNK, Tokens, Weighted, empty_chunk, tokenize};
 
 /// Chunks that are encoded together: more would only take more memory.
@@ -130,9 +132,8 @@ impl TextEncoder {
     ) -> Result<Self> {
         let found = find(files)?;
         let model = TextModel::of(&found.iter().map(|(layout, _)| layout.clip).collect::<Vec<_>>())?;
-        let load = |(layout, file): &(layout::Layout, &Checkpoint)| {
-            Transformer::load(file, layout, backend, patches(layout.clip))
-        };
+        let load =
+            |(layout, file): &(TextLayout, &Checkpoint)| Transformer::load(file, layout, backend, patches(layout.clip));
         Ok(Self { model, encoders: found.iter().map(load).collect::<Result<_>>()? })
     }
 
@@ -209,10 +210,10 @@ impl TextEncoder {
 }
 
 /// The encoders of all files, L before G.
-fn find<'a>(files: &[&'a Checkpoint]) -> Result<Vec<(layout::Layout, &'a Checkpoint)>> {
+fn find<'a>(files: &[&'a Checkpoint]) -> Result<Vec<(TextLayout, &'a Checkpoint)>> {
     let mut found = Vec::new();
     for file in files {
-        found.extend(layout::find(file)?.into_iter().map(|layout| (layout, *file)));
+        found.extend(text_encoders(file)?.into_iter().map(|layout| (layout, *file)));
     }
     found.sort_by_key(|(layout, _)| layout.clip);
     Ok(found)

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use models::diffusion::contents::{Contents, Fact};
 use weights::{
     checkpoint::Checkpoint,
+    contents::{Contents, Fact},
     synthetic::{self, Fill},
 };
 
@@ -12,7 +12,7 @@ use crate::model::file;
 
 /// The kind of a file and what is known of it, in one line.
 fn told(checkpoint: &Checkpoint) -> String {
-    let Some(Contents { kind, facts }) = Contents::of(checkpoint).unwrap() else { return "nothing".to_owned() };
+    let Some(Contents { kind, facts, .. }) = Contents::of(checkpoint).unwrap() else { return "nothing".to_owned() };
     let fact = |(name, fact): (&str, Fact)| match fact {
         Fact::Text(text) => format!(" {name}={text}"),
         Fact::Number(number) => format!(" {name}={number}"),

@@ -6,10 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use models::{
-    diffusion::contents::{Contents, Fact},
-    processor::{Kind, Precision, Processor},
-};
+use models::processor::{Kind, Precision, Processor};
 use proto::v1;
 use serde_json::{Map, Value, json};
 use service::{
@@ -19,6 +16,7 @@ use service::{
 use weights::{
     builtin::{BUILTIN, Builtin},
     checkpoint::{Checkpoint, Float},
+    contents::{Contents, Fact},
     detect::{DetectError, SizeRequirements, detect},
     synthetic::diffusion::{Model, Size},
 };
@@ -68,6 +66,8 @@ fn built_in(builtin: &Builtin) -> anyhow::Result<v1::Model> {
         size_bytes: builtin.bytes.len() as u64,
         builtin: true,
         tags: facts.tags,
+        kind: "upscale_model".to_owned(),
+        family: String::new(),
     })
 }
 

@@ -6,6 +6,7 @@
 mod controlnet;
 mod family;
 pub mod memory;
+mod text;
 mod unet;
 mod vae;
 
@@ -13,6 +14,7 @@ use super::{DetectError, Shapes, mismatch::Mismatch, parts::Part};
 
 pub use controlnet::ControlNet;
 pub use family::{Family, Purpose, REFINER_SIZES, SDXL_SIZES, Training, control_net, network, vae};
+pub use text::{CHUNK, Clip, END_TOKEN, Spelling, TOKENS, TextLayout, text_encoders};
 pub use unet::{Heads, InputBlock, OutputBlock, Unet};
 pub use vae::Vae;
 

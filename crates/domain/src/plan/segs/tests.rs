@@ -678,9 +678,9 @@ fn bad_jobs_are_refused_with_the_field() {
     let err = |field: &str| Err(format!("segs_detail.{field}"));
     assert_eq!(field(&|_| {}), Ok(()));
     assert_eq!(field(&|job| job.detailer.guide_size = 8.0), err("guide_size"));
-    assert_eq!(field(&|job| job.detailer.sampler.denoise = 0.0), err("denoise"));
+    assert_eq!(field(&|job| job.detailer.sampler.denoise = 0.0), err("sampler.denoise"));
     assert_eq!(field(&|job| job.detailer.batch_size = 101), err("batch_size"));
-    assert_eq!(field(&|job| job.detailer.sampler.seed = u64::MAX), err("seed"));
+    assert_eq!(field(&|job| job.detailer.sampler.seed = u64::MAX), err("sampler.seed"));
     assert_eq!(field(&|job| job.picture.color = Color::Grey), err("picture"));
     assert_eq!(field(&|job| job.basic_pipe.positive.clear()), err("basic_pipe.positive"));
     assert_eq!(field(&|job| job.segs[0].seg.bbox = Corners::new(4, 4, 4, 9).into()), err("segs[0].bbox"));

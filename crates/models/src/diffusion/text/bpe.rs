@@ -13,13 +13,10 @@ use tokenizers::{
     models::bpe::{BPE, Vocab},
 };
 use unicode_normalization::UnicodeNormalization;
+pub use weights::detect::diffusion::{END_TOKEN as END, TOKENS};
 
 /// The token before every text.
 pub const START: u32 = 49406;
-/// The token behind every text.
-pub const END: u32 = 49407;
-/// How many tokens there are.
-pub const TOKENS: usize = 49408;
 
 const START_TEXT: &str = "<|startoftext|>";
 const END_TEXT: &str = "<|endoftext|>";

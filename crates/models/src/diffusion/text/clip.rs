@@ -3,12 +3,14 @@
 //! Names are those of Hugging Face's transformers; OpenCLIP's are told apart where tensors are loaded.
 
 use candle_core::{DType, Device, Tensor};
-use weights::checkpoint::Checkpoint;
+use weights::{
+    checkpoint::Checkpoint,
+    detect::diffusion::{Clip, Spelling, TextLayout},
+};
 
 use super::{
     bpe,
     error::{Result, TextError, Warning},
-    layout::{Clip, Layout, Spelling},
     tokens::{CHUNK, Token, Weighted},
 };
 use crate::{
@@ -56,7 +58,7 @@ impl Transformer {
     /// Loads what `layout` says from a file.
     pub(super) fn load(
         checkpoint: &Checkpoint,
-        layout: &Layout,
+        layout: &TextLayout,
         backend: &Backend,
         patches: Option<&dyn Patch>,
     ) -> Result<Self> {
@@ -187,7 +189,7 @@ struct Layer {
 
 impl Layer {
     fn load(source: &Source<'_>, i: usize) -> Result<Self> {
-        let Layout { width: c, hidden, heads, clip, .. } = *source.layout;
+        let TextLayout { width: c, hidden, heads, clip, .. } = *source.layout;
         let activation = match clip {
             Clip::L => Function::QuickGelu,
             Clip::G | Clip::H => Function::Gelu,
@@ -257,7 +259,7 @@ impl Layer {
 /// once more where it was changed.
 struct Source<'a> {
     checkpoint: &'a Checkpoint,
-    layout: &'a Layout,
+    layout: &'a TextLayout,
     backend: &'a Backend,
     patches: Option<&'a dyn Patch>,
 }

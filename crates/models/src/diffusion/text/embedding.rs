@@ -7,12 +7,9 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use weights::checkpoint::Checkpoint;
+use weights::{checkpoint::Checkpoint, detect::diffusion::Clip};
 
-use super::{
-    error::{Result, TextError},
-    layout::Clip,
-};
+use super::error::{Result, TextError};
 use crate::{error::ModelError, layers::values};
 
 /// What a name may lack.

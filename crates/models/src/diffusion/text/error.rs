@@ -1,6 +1,7 @@
 //! Why a prompt cannot be encoded, and what of it was left out.
 
-use super::layout::Clip;
+use weights::detect::{DetectError, diffusion::Clip};
+
 use crate::error::ModelError;
 
 /// Why text encoders cannot be loaded, or a prompt not be encoded.
@@ -10,6 +11,9 @@ pub enum TextError {
     /// The weights cannot be read, or the device failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// It cannot be told which text encoders a file holds.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
     /// No model has these text encoders.
     #[error("{}: a model has one of CLIP L, G and H, or L and G", Found(.found))]
     Encoders {
@@ -27,18 +31,6 @@ pub enum TextError {
         found: Vec<usize>,
         /// The sides that are needed.
         wants: String,
-    },
-    /// The number of attention heads is not known or does not fit.
-    #[error("{clip} is {width} wide, which makes no heads of width 64, and `{key}` in the file's metadata is {found}")]
-    Heads {
-        /// The encoder.
-        clip: Clip,
-        /// Its width.
-        width: usize,
-        /// The name under which a file may say it.
-        key: String,
-        /// What the file says.
-        found: String,
     },
     /// The layer to stop at is none.
     #[error("stop_at_clip_layer is {found}, but layers are counted from -1, the last, to -24")]

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
+pub use weights::detect::diffusion::CHUNK;
+use weights::detect::diffusion::Clip;
+
 use super::{
     bpe,
     embedding::{Embedding, Embeddings},
     error::{Result, Warning},
-    layout::Clip,
     prompt::weighted,
 };
-
-/// Tokens in a chunk, start and end among them.
-pub const CHUNK: usize = 77;
 
 /// A group of this many tokens is split where a chunk ends; a smaller one moves to the next chunk as a whole.
 const LARGE: usize = 8;

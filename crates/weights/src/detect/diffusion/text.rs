@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use weights::checkpoint::Checkpoint;
+use crate::{checkpoint::Checkpoint, detect::DetectError};
 
-use super::{
-    bpe,
-    error::{Result, TextError},
-    tokens::CHUNK,
-};
-use crate::error::ModelError;
+/// Tokens that every CLIP knows.
+pub const TOKENS: usize = 49408;
+/// Tokens that a text encoder reads at once: the length of its list of positions.
+pub const CHUNK: usize = 77;
+
+/// The token that ends a prompt, and fills the chunks of CLIP L.
+pub const END_TOKEN: u32 = 49407;
 
 /// A text encoder of those that diffusion models have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,7 +25,7 @@ pub enum Clip {
 
 impl Clip {
     /// The name that files use: `clip_l`, `clip_g` or `clip_h`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::L => "clip_l",
             Self::G => "clip_g",
@@ -32,10 +33,19 @@ impl Clip {
         }
     }
 
+    /// The name for people, such as `CLIP L`.
+    const fn title(self) -> &'static str {
+        match self {
+            Self::L => "CLIP L",
+            Self::G => "CLIP G",
+            Self::H => "CLIP H",
+        }
+    }
+
     /// The token that fills a chunk.
     pub fn padding(self) -> u32 {
         match self {
-            Self::L => bpe::END,
+            Self::L => END_TOKEN,
             Self::G | Self::H => 0,
         }
     }
@@ -43,13 +53,13 @@ impl Clip {
 
 impl fmt::Display for Clip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CLIP {self:?}")
+        f.write_str(self.title())
     }
 }
 
 /// How the tensors of an encoder are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
+pub enum Spelling {
     /// As in Hugging Face's transformers: `encoder.layers.0.self_attn.q_proj.weight`.
     Transformers,
     /// As in OpenCLIP: `transformer.resblocks.0.attn.in_proj_weight`.
@@ -57,6 +67,7 @@ pub(super) enum Spelling {
 }
 
 impl Spelling {
+    /// The tensor of a vector for each token.
     fn token_embedding(self) -> &'static str {
         match self {
             Self::Transformers => "embeddings.token_embedding.weight",
@@ -64,6 +75,7 @@ impl Spelling {
         }
     }
 
+    /// The tensor of a vector for each position.
     fn position_embedding(self) -> &'static str {
         match self {
             Self::Transformers => "embeddings.position_embedding.weight",
@@ -71,6 +83,7 @@ impl Spelling {
         }
     }
 
+    /// What the names of layers begin with.
     fn layers(self) -> &'static str {
         match self {
             Self::Transformers => "encoder.layers.",
@@ -78,6 +91,7 @@ impl Spelling {
         }
     }
 
+    /// The first of the two linear layers of a layer.
     fn first_of_mlp(self) -> &'static str {
         match self {
             Self::Transformers => "mlp.fc1.weight",
@@ -88,18 +102,23 @@ impl Spelling {
 
 /// One text encoder of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Layout {
-    pub(super) clip: Clip,
-    pub(super) spelling: Spelling,
+pub struct TextLayout {
+    /// Which one it is.
+    pub clip: Clip,
+    /// How its tensors are called.
+    pub spelling: Spelling,
     /// What comes before all names.
-    pub(super) prefix: &'static str,
+    pub prefix: &'static str,
     /// How many tokens have a vector.
-    pub(super) tokens: usize,
-    pub(super) width: usize,
-    pub(super) heads: usize,
-    pub(super) layers: usize,
+    pub tokens: usize,
+    /// The width of those vectors.
+    pub width: usize,
+    /// The heads of its attention.
+    pub heads: usize,
+    /// How many layers it has.
+    pub layers: usize,
     /// The width between the two layers of each `mlp`.
-    pub(super) hidden: usize,
+    pub hidden: usize,
 }
 
 /// Which encoder stands behind a prefix.
@@ -135,7 +154,7 @@ const SIZE_CONDITIONING: &str = "model.diffusion_model.label_emb.0.0.weight";
 ///
 /// # Errors
 /// If the tensors that tell an encoder's sizes are missing or make no sense.
-pub(super) fn find(checkpoint: &Checkpoint) -> Result<Vec<Layout>> {
+pub fn text_encoders(checkpoint: &Checkpoint) -> Result<Vec<TextLayout>, DetectError> {
     let tensors = checkpoint.tensors();
     let is_there = |(prefix, spelling, _): &&(&str, Spelling, _)| {
         tensors.contains_key(&format!("{prefix}{}", spelling.token_embedding()))
@@ -147,7 +166,12 @@ pub(super) fn find(checkpoint: &Checkpoint) -> Result<Vec<Layout>> {
         .collect()
 }
 
-fn layout(checkpoint: &Checkpoint, prefix: &'static str, spelling: Spelling, which: &Which) -> Result<Layout> {
+fn layout(
+    checkpoint: &Checkpoint,
+    prefix: &'static str,
+    spelling: Spelling,
+    which: &Which,
+) -> Result<TextLayout, DetectError> {
     let list = format!("{prefix}{}", spelling.layers());
     let names = checkpoint.tensors().range(list.clone()..).map_while(|(name, _)| name.strip_prefix(&list));
     // One that is missing in between is refused when it is loaded.
@@ -166,27 +190,22 @@ fn layout(checkpoint: &Checkpoint, prefix: &'static str, spelling: Spelling, whi
             }
         }
     };
-    let sides = |name: String, wants: &str, fits: fn(usize, usize) -> bool| -> Result<[usize; 2]> {
-        let info = checkpoint.tensors().get(&name);
-        let found = info.map(|info| info.shape.clone()).ok_or_else(|| missing(&name))?;
-        match found[..] {
-            [rows, columns] if columns > 0 && fits(rows, columns) => Ok([rows, columns]),
-            _ => Err(TextError::Shape { tensor: name, clip, found, wants: wants.to_owned() }),
+    let sides = |name: String, what: &'static str, fits: fn(usize, usize) -> bool| {
+        let architecture = clip.title();
+        match checkpoint.tensors().get(&name).map(|info| &info.shape[..]) {
+            Some(&[rows, columns]) if columns > 0 && fits(rows, columns) => Ok([rows, columns]),
+            Some(found) => Err(DetectError::Odd { architecture, tensor: name, found: found.to_vec(), what }),
+            None => Err(DetectError::Missing { architecture, tensor: name }),
         }
     };
-    let [tokens, width] = sides(
-        format!("{prefix}{}", spelling.token_embedding()),
-        &format!("[at least {}, width]", bpe::TOKENS),
-        |rows, _| rows >= bpe::TOKENS,
-    )?;
-    sides(format!("{prefix}{}", spelling.position_embedding()), &format!("[{CHUNK}, width]"), |rows, _| rows == CHUNK)?;
-    let [hidden, _] = sides(format!("{list}0.{}", spelling.first_of_mlp()), "[outputs, width]", |rows, _| rows > 0)?;
+    let table = format!("{prefix}{}", spelling.token_embedding());
+    let [tokens, width] = sides(table, "a vector for each token", |rows, _| rows >= TOKENS)?;
+    let table = format!("{prefix}{}", spelling.position_embedding());
+    sides(table, "a vector for each of 77 positions", |rows, _| rows == CHUNK)?;
+    let first = format!("{list}0.{}", spelling.first_of_mlp());
+    let [hidden, _] = sides(first, "the width of its layers", |rows, _| rows > 0)?;
     let heads = heads(checkpoint, clip, width)?;
-    Ok(Layout { clip, spelling, prefix, tokens, width, heads, layers, hidden })
-}
-
-fn missing(tensor: &str) -> TextError {
-    ModelError::from(weights::checkpoint::CheckpointError::NoSuchTensor { tensor: tensor.to_owned() }).into()
+    Ok(TextLayout { clip, spelling, prefix, tokens, width, heads, layers, hidden })
 }
 
 fn heads_key(clip: Clip) -> String {
@@ -198,12 +217,12 @@ fn said_heads(checkpoint: &Checkpoint, clip: Clip) -> Option<&String> {
 }
 
 /// Heads are 64 wide, unless the file says how many there are.
-fn heads(checkpoint: &Checkpoint, clip: Clip, width: usize) -> Result<usize> {
+fn heads(checkpoint: &Checkpoint, clip: Clip, width: usize) -> Result<usize, DetectError> {
     let said = said_heads(checkpoint, clip);
     let heads = match said {
         Some(said) => said.parse().ok().filter(|&heads: &usize| heads > 0 && width.is_multiple_of(heads)),
         None => width.is_multiple_of(64).then_some(width / 64),
     };
     let found = said.map_or("missing".to_owned(), |said| format!("`{said}`"));
-    heads.ok_or_else(|| TextError::Heads { clip, width, key: heads_key(clip), found })
+    heads.ok_or_else(|| DetectError::Heads { clip: clip.title(), width, key: heads_key(clip), found })
 }

@@ -2,18 +2,34 @@
 
 use std::fmt;
 
-use weights::{
-    checkpoint::Checkpoint,
-    detect::diffusion::{self as layout, Family, Purpose, Training},
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError, TensorInfo},
+    detect::{
+        DetectError,
+        diffusion::{self as layout, Family, Purpose, Training},
+    },
     diffusers::is_unet,
     lora::Lora,
 };
 
-use super::text::{TextEncoder, error::Result};
-use crate::error::ModelError;
+/// Why it cannot be told what a file holds.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentsError {
+    /// Something is known but incomplete.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    /// A tensor that tells cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+type Result<T> = std::result::Result<T, ContentsError>;
 
 /// A kind of file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A network with an autoencoder or text encoders.
     Checkpoint,
@@ -84,25 +100,47 @@ pub enum Fact {
 pub struct Contents {
     /// The kind of file.
     pub kind: Kind,
-    /// What is known of it, by name: `family` is always among them where it can be told.
+    /// The family that it belongs to, where it can be told.
+    pub family: Option<Family>,
+    /// The channels that its UNet takes.
+    pub in_channels: Option<usize>,
+    /// Whether it holds an autoencoder.
+    pub has_vae: bool,
+    /// Whether it holds text encoders.
+    pub has_text_encoders: bool,
+    /// The widths of an embedding's vectors.
+    pub widths: Vec<usize>,
+    /// What is known of it for people, by name: `family` is always among them where it can be told.
     pub facts: Vec<(&'static str, Fact)>,
 }
 
 impl Contents {
     fn new(kind: Kind) -> Self {
-        Self { kind, facts: Vec::new() }
+        Self {
+            kind,
+            family: None,
+            in_channels: None,
+            has_vae: false,
+            has_text_encoders: false,
+            widths: Vec::new(),
+            facts: Vec::new(),
+        }
+    }
+
+    fn family(mut self, family: Option<Family>) -> Self {
+        self.family = family;
+        self.facts.extend(family.map(|family| ("family", Fact::Text(family.id().to_owned()))));
+        self
+    }
+
+    fn texts(mut self, name: &'static str, encoders: Vec<String>) -> Self {
+        self.has_text_encoders = !encoders.is_empty();
+        self.list(name, encoders)
     }
 
     fn text(mut self, name: &'static str, value: impl ToString) -> Self {
         self.facts.push((name, Fact::Text(value.to_string())));
         self
-    }
-
-    fn text_if(self, name: &'static str, value: Option<impl ToString>) -> Self {
-        match value {
-            Some(value) => self.text(name, value),
-            None => self,
-        }
     }
 
     fn number(mut self, name: &'static str, value: impl Into<f64>) -> Self {
@@ -144,7 +182,7 @@ impl Contents {
         }
         let texts = texts(file)?;
         if !texts.is_empty() {
-            return Ok(Some(Self::new(Kind::TextEncoder).list("encoders", texts)));
+            return Ok(Some(Self::new(Kind::TextEncoder).texts("encoders", texts)));
         }
         Ok(embedding(file))
     }
@@ -152,22 +190,24 @@ impl Contents {
 
 /// The text encoders of a file, in words.
 fn texts(file: &Checkpoint) -> Result<Vec<String>> {
-    Ok(TextEncoder::layers(&[file])?.into_iter().map(|(clip, layers)| format!("{clip}, {layers} layers")).collect())
+    let mut found = layout::text_encoders(file)?;
+    found.sort_by_key(|layout| layout.clip);
+    Ok(found.into_iter().map(|layout| format!("{}, {} layers", layout.clip, layout.layers)).collect())
 }
 
 fn model(file: &Checkpoint) -> Result<Contents> {
     let network = layout::network(file);
-    let unet = layout::Unet::infer(&network.shapes(), network.metadata()).map_err(ModelError::from)?;
-    let family = Family::of(&unet).map_err(ModelError::from)?;
-    let training = Training::of(family, &network, file).map_err(ModelError::from)?;
+    let unet = layout::Unet::infer(&network.shapes(), network.metadata())?;
+    let family = Family::of(&unet)?;
+    let training = Training::of(family, &network, file)?;
     let (vae, texts) = (layout::vae(file), texts(file)?);
     let is_whole = vae.is_some() || !texts.is_empty();
     let contents = Contents::new(if is_whole { Kind::Checkpoint } else { Kind::Unet })
-        .text("family", family.id())
+        .family(Some(family))
         .text("purpose", Purpose::of(&unet).id())
         .text("prediction", training)
         .number("latent_scale", family.latent_scale());
-    let contents = of_unet(contents, &unet).list("text_encoders", texts);
+    let contents = of_unet(contents, &unet).texts("text_encoders", texts);
     Ok(match vae {
         Some(vae) => of_vae(contents, &vae_layout(&vae)?),
         None => contents,
@@ -175,6 +215,7 @@ fn model(file: &Checkpoint) -> Result<Contents> {
 }
 
 fn of_unet(contents: Contents, unet: &layout::Unet) -> Contents {
+    let contents = Contents { in_channels: Some(unet.in_channels), ..contents };
     let contents = contents
         .count("in_channels", unet.in_channels)
         .count("model_channels", unet.model_channels)
@@ -186,10 +227,11 @@ fn of_unet(contents: Contents, unet: &layout::Unet) -> Contents {
 }
 
 fn vae_layout(vae: &Checkpoint) -> Result<layout::Vae> {
-    Ok(layout::Vae::infer(&vae.shapes()).map_err(ModelError::from)?)
+    Ok(layout::Vae::infer(&vae.shapes())?)
 }
 
 fn of_vae(contents: Contents, vae: &layout::Vae) -> Contents {
+    let contents = Contents { has_vae: true, ..contents };
     contents.count("vae_channels", vae.ch).count("vae_latent_channels", vae.embed_dim).count("vae_scale", vae.scale())
 }
 
@@ -198,7 +240,7 @@ fn of_lora(file: &Checkpoint, lora: &Lora) -> Contents {
     let (network, text) = lora.parts();
     let parts = [(network, "network"), (text, "text encoders")];
     Contents::new(Kind::Lora)
-        .text_if("family", lora.family(file.metadata()).map(Family::id))
+        .family(lora.family(file.metadata()))
         .list("methods", methods.iter().map(|(method, count)| format!("{method} of {count} modules")))
         .list("ranks", lora.ranks())
         .list("parts", parts.into_iter().filter(|(is, _)| *is).map(|(_, part)| part))
@@ -217,17 +259,17 @@ fn control_net(file: &Checkpoint) -> Result<Contents> {
             Some(2048) => Some(Family::Sdxl),
             _ => None,
         });
-        return Ok(contents.text_if("family", family.map(Family::id)).text("form", "control-LoRA"));
+        return Ok(contents.family(family).text("form", "control-LoRA"));
     }
     let is_diffusers = file.has("controlnet_cond_embedding.conv_in.weight");
     let net = layout::control_net(file);
-    let net = layout::ControlNet::infer(&net.shapes(), net.metadata()).map_err(ModelError::from)?;
+    let net = layout::ControlNet::infer(&net.shapes(), net.metadata())?;
     let form = match (file.has("difference"), is_diffusers) {
         (true, _) => "difference from its model",
         (_, true) => "diffusers",
         _ => "LDM",
     };
-    let contents = contents.text("family", Family::of(&net.unet).map_err(ModelError::from)?.id()).text("form", form);
+    let contents = contents.family(Some(Family::of(&net.unet)?)).text("form", form);
     Ok(of_unet(contents, &net.unet).count("hint_channels", net.hint[0]))
 }
 
@@ -244,7 +286,7 @@ fn motion(file: &Checkpoint) -> Contents {
         _ => None,
     };
     if names().any(|name| name.contains("_lora.down.weight")) {
-        return Contents::new(Kind::MotionLora).text_if("family", family.map(Family::id));
+        return Contents::new(Kind::MotionLora).family(family);
     }
     let has_middle = names().any(|name| name.contains("mid_block."));
     let table = file.tensors().iter().find(|(name, _)| name.contains("pos_encoder."));
@@ -254,7 +296,7 @@ fn motion(file: &Checkpoint) -> Contents {
         (false, Some(Family::Sd1), Some(32)) => "v3",
         _ => "v1",
     };
-    let contents = Contents::new(Kind::MotionModule).text_if("family", family.map(Family::id)).text("version", version);
+    let contents = Contents::new(Kind::MotionModule).family(family).text("version", version);
     match frames {
         Some(frames) => contents.count("frames", frames),
         None => contents.text("frames", "any: the file has no table of positions"),
@@ -268,7 +310,7 @@ fn embedding(file: &Checkpoint) -> Option<Contents> {
     let known = |name: &str| {
         matches!(name, "clip_l" | "clip_g" | "clip_h" | "*" | "emb_params") || name.starts_with("bundle_emb.")
     };
-    let is_one = |(name, info): (&String, &weights::checkpoint::TensorInfo)| {
+    let is_one = |(name, info): (&String, &TensorInfo)| {
         let width = info.shape.last().copied().unwrap_or(0);
         matches!(info.shape.len(), 1 | 2) && (known(name) || WIDTHS.contains(&width))
     };
@@ -287,5 +329,6 @@ fn embedding(file: &Checkpoint) -> Option<Contents> {
         [768, 1280] | [1280, 768] => Some(Family::Sdxl),
         _ => None,
     };
-    Some(Contents::new(Kind::Embedding).text_if("family", family.map(Family::id)).list("vectors", vectors))
+    let contents = Contents::new(Kind::Embedding).family(family).list("vectors", vectors);
+    Some(Contents { widths, ..contents })
 }
