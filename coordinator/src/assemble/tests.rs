@@ -14,6 +14,7 @@ use domain::{
     sampling::KSampler,
     segs::{Placed, Prompts, Seg},
     task::{Base, DECODE_REVISION, Layer, LayerPixels, PASTE_REVISION, Paste},
+    tiles::{TileGrid, Tiling},
     touched::Touched,
 };
 use imaging::{
@@ -24,6 +25,7 @@ use imaging::{
     pack::pack,
     paste::tensor_paste,
     raster::{Band, BandWriter, RasterInfo},
+    tiled::{BandBlender, Placement},
 };
 use store::{Key, MemoryStore};
 use tempfile::TempDir;
@@ -168,6 +170,31 @@ fn pipe() -> BasicPipe {
         negative: vec![Conditioning::everywhere("")],
         control_nets: Vec::new(),
     }
+}
+
+#[tokio::test]
+async fn a_picture_of_tiles_is_blended_in_their_order() {
+    let bench = Bench::new(Size::new(50, 300)).await;
+    let (size, tiling, scale) = (bench.picture.size, Tiling { side: 32, overlap: 8 }, 2);
+    let grid = TileGrid::new(size, tiling, scale).unwrap();
+    let mut blender = BandBlender::new(grid.output(), 3, 0..grid.output().height);
+    let mut tiles = Vec::new();
+    for (seed, tile) in (30..).zip(grid.tiles()) {
+        let samples = noise(seed, tile.output.size().pixels() * 3);
+        blender.add(&Placement::from(&tile), 0, &samples).unwrap();
+        let key = ResultKey::new(Digest::of(b"tiles"), tile.input);
+        bench.put(&key.path(), to_le(&samples)).await;
+        tiles.push(key);
+    }
+    let encoding = Encoding { format: Format::Png, color: Color::Rgb, sample: Sample::U16, quality: 95 };
+    let order = TiledPicture { picture: bench.picture.digest, size, tiling, scale, encoding, resize: None, tiles };
+    let file = bench.assembler.tiled(&order).await.unwrap();
+    let want = pack(&blender.finish().unwrap(), None, Color::Rgb, Sample::U16);
+    assert!(decoded(file.path()) == (grid.output(), Color::Rgb, Sample::U16, want));
+    let gone = order.tiles[3];
+    bench.assembler.store.delete(&Key::new(gone.path()).unwrap()).await.unwrap();
+    let refused = bench.assembler.tiled(&order).await.unwrap_err();
+    assert!(matches!(&refused, AssembleError::Missing(keys) if *keys == [gone]), "{refused:?}");
 }
 
 /// A paste of layers that overlap: two results, pixels that somebody brought and that hang over, and the base's own.

@@ -527,6 +527,28 @@ fn what_is_not_redrawn_is_no_task_but_lies_where_it_did() {
 }
 
 #[test]
+fn pixels_of_a_segment_s_own_are_pasted_as_large_as_they_are() {
+    let mut own = framed("own", Region::new(100, 64, 28, 32), 0);
+    own.seg.cropped_image = Some(crate::pipe::PixelsRef { digest: Digest::of(b"own"), size: Size::new(64, 16) });
+    let (plan, words) = detail_tasks(&detail(vec![own]));
+    assert!(words.starts_with("28x32+100+64@"), "{words}");
+    let Context::Paste(paste) = &plan.contexts().last().unwrap().context else { panic!("a paste comes last") };
+    assert_eq!(paste.layers[0].region, Region::new(100, 64, 64, 16));
+}
+
+#[test]
+fn segs_that_keep_the_pixels_of_another_picture_are_others() {
+    let key = |digest: &[u8]| {
+        let mut job = detail(vec![framed("large", Region::new(0, 0, 96, 80), 0)]);
+        job.detailer.force_inpaint = false;
+        job.picture.digest = Digest::of(digest);
+        let plan = plan_segs_detail(&job).unwrap();
+        plan.key_of(&plan.tasks()[0])
+    };
+    assert_ne!(key(b"one"), key(b"other"));
+}
+
+#[test]
 fn what_files_are_called_changes_no_key() {
     let keys = |name: &str| {
         let mut job = detail(vec![framed("a", Region::new(0, 0, 32, 32), 0)]);
