@@ -157,7 +157,7 @@ impl Dispatch {
         orders: Vec<TracedOrder>,
         declared: &mut Vec<String>,
     ) -> Result<(), BrokerError> {
-        let Some(queue) = self.names.tasks(&lane.0, lane.1) else { return Ok(()) };
+        let Some(queue) = self.names.tasks(&lane.0, lane.1, lane.2) else { return Ok(()) };
         // A batch can hold orders of several jobs, each with its own trace.
         let mut spans: HashMap<Option<String>, (tracing::Span, std::collections::BTreeMap<String, String>)> =
             HashMap::new();

@@ -124,7 +124,7 @@ impl Inbox {
             let mut depths = std::collections::HashMap::new();
             if count % 5 == 0 {
                 for lane in self.desk.read(crate::ledger::Ledger::busy_lanes) {
-                    let Some(queue) = self.names.tasks(&lane.0, lane.1) else { continue };
+                    let Some(queue) = self.names.tasks(&lane.0, lane.1, lane.2) else { continue };
                     if let Ok(depth) = self.broker.depth(&queue).await {
                         depths.insert(lane, depth);
                     }

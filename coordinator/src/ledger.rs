@@ -19,7 +19,7 @@ use domain::{
     job::{Job, JobId, JobKind, JobOutput, JobState, Priority, Timestamp},
     plan::{Plan, plan},
     schedule::Dependants,
-    task::{Context, Part, Place, ResultKey, SegsNode},
+    task::{Context, Pace, Part, Place, ResultKey, SegsNode},
     tiles::Tiling,
 };
 use proto::farm::{Order, Outcome, Report, Worker};
@@ -185,8 +185,8 @@ pub enum Effect {
 /// An order, with the `traceparent` of its job.
 pub type TracedOrder = (Order, Option<String>);
 
-/// A queue of tasks: who may take them, and how urgent they are.
-pub type Lane = (Place, Priority);
+/// A queue of tasks: who may take them, how long they take, and how urgent they are.
+pub type Lane = (Place, Pace, Priority);
 
 /// How a job ended. Stored with the job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -350,7 +350,7 @@ struct Work {
     plan: Arc<Plan>,
     states: Vec<TaskState>,
     /// Tasks that may be ready, by place: each is looked at once, so entries that are no longer ready are skipped.
-    ready: BTreeMap<Place, Ready>,
+    ready: BTreeMap<(Place, Pace), Ready>,
     /// Which of them goes first.
     turn: Turn,
     /// How many results tasks that wait still lack.
@@ -619,7 +619,7 @@ impl Ledger {
             while self.in_flight.get(&lane).copied().unwrap_or(0) < self.rules.dispatch_window {
                 let Some(id) = turn.pop_front() else { break };
                 let Some(entry) = self.jobs.get_mut(&id) else { continue };
-                let Some((task, key, order)) = entry.next_ready(&lane.0, self.next_dispatch) else {
+                let Some((task, key, order)) = entry.next_ready((lane.0.clone(), lane.1), self.next_dispatch) else {
                     continue; // nothing left for this queue: the job leaves the turn
                 };
                 turn.push_back(id.clone());
@@ -629,7 +629,7 @@ impl Ledger {
                     if flight.started {
                         entry.progress.running += 1;
                         entry.set_state(now, JobState::Running);
-                    } else if lane.1 > flight.lane.1 {
+                    } else if lane.2 > flight.lane.2 {
                         // It is more urgent now: the older order will find the result.
                         if let Some(count) = self.in_flight.get_mut(&flight.lane) {
                             *count -= 1;
@@ -1109,13 +1109,14 @@ impl Work {
     /// Makes a task ready, and puts it in the queue of its place.
     fn be_ready(&mut self, task: u32) {
         self.states[task as usize] = TaskState::Ready;
-        let place = self.plan.context_of(&self.plan.tasks()[task as usize]).context.place();
-        match self.ready.get_mut(place) {
+        let context = &self.plan.context_of(&self.plan.tasks()[task as usize]).context;
+        let queue = (context.place().clone(), context.pace());
+        match self.ready.get_mut(&queue) {
             Some(ready) => ready.push(task, &self.turn),
             None => {
                 let mut ready = Ready::default();
                 ready.push(task, &self.turn);
-                self.ready.insert(place.clone(), ready);
+                self.ready.insert(queue, ready);
             }
         }
     }
@@ -1208,14 +1209,14 @@ impl Entry {
     /// The queues that this job has ready tasks for.
     fn lanes(&self) -> Vec<Lane> {
         let Some(work) = &self.work else { return Vec::new() };
-        let ready = work.ready.iter().filter(|(place, ready)| **place != Place::Coordinator && !ready.is_empty());
-        ready.map(|(place, _)| (place.clone(), self.job.priority)).collect()
+        let ready = work.ready.iter().filter(|((place, _), ready)| *place != Place::Coordinator && !ready.is_empty());
+        ready.map(|((place, pace), _)| (place.clone(), *pace, self.job.priority)).collect()
     }
 
     /// Tasks of the coordinator's own that have all they need and have not begun.
     fn ready_assemblies(&mut self) -> Vec<u32> {
         let Some(work) = &mut self.work else { return Vec::new() };
-        let mut ready = work.ready.remove(&Place::Coordinator).unwrap_or_default();
+        let mut ready = work.ready.remove(&(Place::Coordinator, Pace::Short)).unwrap_or_default();
         std::iter::from_fn(|| ready.pop(&work.turn)).collect()
     }
 
@@ -1227,10 +1228,10 @@ impl Entry {
     }
 
     /// Takes the next task for `place`, with its result key and order.
-    fn next_ready(&mut self, place: &Place, dispatch: u64) -> Option<(u32, ResultKey, Order)> {
+    fn next_ready(&mut self, queue: (Place, Pace), dispatch: u64) -> Option<(u32, ResultKey, Order)> {
         let index = {
             let work = self.work.as_mut()?;
-            let ready = work.ready.get_mut(place)?;
+            let ready = work.ready.get_mut(&queue)?;
             loop {
                 let index = ready.pop(&work.turn)?;
                 if work.states[index as usize] == TaskState::Ready {

@@ -225,8 +225,8 @@ class Chart(unittest.TestCase):
                 counted = re.compile(asked["queueName"])
                 for priority in ("low", "normal", "high"):
                     for place, counts in ((mine, True), ("any", True), (other, False)):
-                        queue = f"{farm}.tasks.{place}.{priority}"
-                        self.assertEqual(bool(counted.search(queue)), counts, queue)
+                        for queue in (f"{farm}.tasks.{place}.{priority}", f"{farm}.tasks.{place}.long.{priority}"):
+                            self.assertEqual(bool(counted.search(queue)), counts, queue)
                 for queue in (f"{farm}.reports", f"{farm}.dead", f"x{farm}.tasks.{mine}.low", f"{farm}-2.tasks.{mine}.low"):
                     self.assertIsNone(counted.search(queue), queue)
                 self.assertEqual(trigger["authenticationRef"]["name"], authentication["metadata"]["name"])

@@ -8,7 +8,7 @@ use std::time::Duration;
 use domain::{
     job::{JobId, Precision, Priority, Timestamp},
     region::Region,
-    task::{ComputeClass, Context, Part, Place, ResultKey},
+    task::{ComputeClass, Context, Pace, Part, Place, ResultKey},
 };
 use prost::Message as _;
 
@@ -35,23 +35,28 @@ impl Names {
         }
     }
 
-    /// The queue of tasks for `place` at `priority`; the coordinator's own tasks are on none.
-    pub fn tasks(&self, place: &Place, priority: Priority) -> Option<String> {
+    /// The queue of tasks of `pace` for `place` at `priority`; the coordinator's own tasks are on none.
+    pub fn tasks(&self, place: &Place, pace: Pace, priority: Priority) -> Option<String> {
         let place = match place {
             Place::Class(class) => class.to_string(),
             Place::AnyWorker => "any".to_owned(),
             Place::Coordinator => return None,
         };
-        Some(format!("{}.tasks.{place}.{}", self.farm, priority.name()))
+        let pace = match pace {
+            Pace::Short => "",
+            Pace::Long => "long.",
+        };
+        Some(format!("{}.tasks.{place}.{pace}{}", self.farm, priority.name()))
     }
 
     /// The queues from which a worker of `classes` takes tasks, the most urgent first.
     pub fn served_by(&self, classes: &[ComputeClass]) -> Vec<String> {
         let places = places_of(classes);
-        Priority::ALL
-            .iter()
-            .flat_map(|&priority| places.iter().filter_map(move |place| self.tasks(place, priority)))
-            .collect()
+        let of = |priority| {
+            let paced = places.iter().flat_map(|place| Pace::ALL.map(|pace| (place, pace)));
+            paced.filter_map(move |(place, pace)| self.tasks(place, pace, priority))
+        };
+        Priority::ALL.into_iter().flat_map(of).collect()
     }
 
     /// The queue of [`Report`]s.
@@ -520,9 +525,14 @@ mod tests {
     fn a_worker_that_computes_in_two_ways_serves_both_and_any_once() {
         assert_eq!(
             served_by("cpu.fma-1.f32 cpu.amx-1.bf16"),
-            "tessera.tasks.cpu.fma-1.f32.high tessera.tasks.cpu.amx-1.bf16.high tessera.tasks.any.high \
-             tessera.tasks.cpu.fma-1.f32.normal tessera.tasks.cpu.amx-1.bf16.normal tessera.tasks.any.normal \
-             tessera.tasks.cpu.fma-1.f32.low tessera.tasks.cpu.amx-1.bf16.low tessera.tasks.any.low"
+            "tessera.tasks.cpu.fma-1.f32.high tessera.tasks.cpu.fma-1.f32.long.high \
+             tessera.tasks.cpu.amx-1.bf16.high tessera.tasks.cpu.amx-1.bf16.long.high tessera.tasks.any.high \
+             tessera.tasks.any.long.high tessera.tasks.cpu.fma-1.f32.normal \
+             tessera.tasks.cpu.fma-1.f32.long.normal tessera.tasks.cpu.amx-1.bf16.normal \
+             tessera.tasks.cpu.amx-1.bf16.long.normal tessera.tasks.any.normal tessera.tasks.any.long.normal \
+             tessera.tasks.cpu.fma-1.f32.low tessera.tasks.cpu.fma-1.f32.long.low \
+             tessera.tasks.cpu.amx-1.bf16.low tessera.tasks.cpu.amx-1.bf16.long.low tessera.tasks.any.low \
+             tessera.tasks.any.long.low"
         );
     }
 
@@ -530,8 +540,11 @@ mod tests {
     fn a_worker_serves_the_most_urgent_queue_first() {
         assert_eq!(
             served_by("cpu.candle.f32"),
-            "tessera.tasks.cpu.candle.f32.high tessera.tasks.any.high tessera.tasks.cpu.candle.f32.normal \
-             tessera.tasks.any.normal tessera.tasks.cpu.candle.f32.low tessera.tasks.any.low"
+            "tessera.tasks.cpu.candle.f32.high tessera.tasks.cpu.candle.f32.long.high tessera.tasks.any.high \
+             tessera.tasks.any.long.high tessera.tasks.cpu.candle.f32.normal \
+             tessera.tasks.cpu.candle.f32.long.normal tessera.tasks.any.normal tessera.tasks.any.long.normal \
+             tessera.tasks.cpu.candle.f32.low tessera.tasks.cpu.candle.f32.long.low tessera.tasks.any.low \
+             tessera.tasks.any.long.low"
         );
         assert!(Names::new("No Farm").is_err());
     }
@@ -540,8 +553,9 @@ mod tests {
     fn a_worker_that_is_not_exact_leaves_the_tasks_for_any_worker_to_others() {
         assert_eq!(
             served_by("cuda.candle.f16"),
-            "tessera.tasks.cuda.candle.f16.high tessera.tasks.cuda.candle.f16.normal \
-             tessera.tasks.cuda.candle.f16.low"
+            "tessera.tasks.cuda.candle.f16.high tessera.tasks.cuda.candle.f16.long.high \
+             tessera.tasks.cuda.candle.f16.normal tessera.tasks.cuda.candle.f16.long.normal \
+             tessera.tasks.cuda.candle.f16.low tessera.tasks.cuda.candle.f16.long.low"
         );
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use broker::{Broker, BrokerError, Consumer, Delivery, Listener, Message};
 use domain::{
     job::{Priority, Timestamp},
-    task::Place,
+    task::{Pace, Place},
 };
 use futures::{
     future::select_all,
@@ -115,12 +115,16 @@ pub async fn run_with(
     let mut queues = Vec::new();
     for priority in Priority::ALL {
         let mut equals = Vec::new();
-        for place in places_of(classes) {
-            let Some(queue) = names.tasks(&place, priority) else { continue };
-            // One task more than there are slots is in hand, so that its inputs come while others are rendered. The
+        for (place, pace) in
+            places_of(classes).into_iter().flat_map(|place| Pace::ALL.map(|pace| (place.clone(), pace)))
+        {
+            let Some(queue) = names.tasks(&place, pace, priority) else { continue };
+            // One short task more than there are slots is in hand, so that its inputs come while others are rendered. The
             // price is paid when this worker sits on a task that an idle one could begin: at the end of a job, or when
-            // it waits behind more urgent ones. On the queues that everybody shares, that price is too high.
-            let prefetch = if place == Place::AnyWorker { config.slots } else { config.slots + 1 };
+            // it waits behind more urgent ones. On the queues that everybody shares, that price is too high, and so it is
+            // for long tasks, on whose results others may wait.
+            let is_ahead = pace == Pace::Short && place != Place::AnyWorker;
+            let prefetch = config.slots + usize::from(is_ahead);
             let consumer = broker.consume(&queue, u16::try_from(prefetch).unwrap_or(u16::MAX)).await;
             equals.push(deliveries(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?));
         }

@@ -329,7 +329,7 @@ fn results_that_vanished_are_rendered_again() {
 fn a_task_that_nobody_speaks_of_is_published_again() {
     let mut desk = Desk::new(100);
     desk.admit(job("a", 400), &[]);
-    let lane: Lane = (Place::Class("cpu.x.f32".parse::<ComputeClass>().unwrap()), Priority::Normal);
+    let lane: Lane = (Place::Class("cpu.x.f32".parse::<ComputeClass>().unwrap()), Pace::Short, Priority::Normal);
     let tick = |depth| Event::Tick { depths: HashMap::from([(lane.clone(), depth)]) };
     desk.now += 61_000;
     assert_eq!(desk.tell(tick(2)), "", "it still waits on its queue");

@@ -134,6 +134,21 @@ pub enum Place {
     Coordinator,
 }
 
+/// How long tasks take, as far as it matters to who takes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pace {
+    /// Moments: a worker takes one more than it renders, so that its inputs come in the meantime.
+    Short,
+    /// So long that a task is taken only by whoever can begin it: what waits in the hands of a busy worker would hold up
+    /// all that need it.
+    Long,
+}
+
+impl Pace {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Short, Self::Long];
+}
+
 /// What a group of tasks has in common: all that fixes their results but the one thing in which they differ.
 ///
 /// Its digest is the first half of their result keys.
@@ -601,6 +616,18 @@ impl Context {
             Self::Paste(_) => "paste",
             Self::Encode { .. } => "encode",
             Self::Deliver { .. } => "deliver",
+        }
+    }
+
+    /// How long its tasks take.
+    pub const fn pace(&self) -> Pace {
+        match self {
+            Self::Redraw(_) | Self::Latent(_) => Pace::Long,
+            Self::Upscale { .. }
+            | Self::Assemble { .. }
+            | Self::Paste(_)
+            | Self::Encode { .. }
+            | Self::Deliver { .. } => Pace::Short,
         }
     }
 

@@ -262,7 +262,7 @@ impl Farm {
 
     /// The queue for `order`.
     pub fn queue(&self, order: &Order) -> String {
-        self.names.tasks(order.context.place(), Priority::Normal).unwrap()
+        self.names.tasks(order.context.place(), order.context.pace(), Priority::Normal).unwrap()
     }
 
     pub async fn publish(&self, order: &Order) {
