@@ -308,8 +308,10 @@ impl Intake {
             mask_irregularity: request.mask_irregularity,
             irregular_mask_mode: mode.map_err(pixel_fault(&path("irregular_mask_mode")))?,
         };
-        // Crops overlap by the square of their factor, and twice that with tiles that share half.
-        let held = size.pixels() as f64 * node.crop_factor.powi(2) * 4.0 * size_of::<f32>() as f64;
+        // Every tile has a mask as large as its crop, and tiles share at most half of their side.
+        let side = f64::from(request.bbox_size);
+        let step = side - f64::from(request.min_overlap).min(side / 2.0);
+        let held = size.pixels() as f64 * (node.crop_factor * side / step).powi(2) * size_of::<f32>() as f64;
         self.limits
             .check_whole("the masks of all tiles", held as u64)
             .map_err(|error| Refusal::field(path("crop_factor"), error.to_string()))?;
