@@ -2,10 +2,12 @@
 //!
 //! - `plan`: planning one million tiles.
 //! - `tasks`: tasks per second through the coordinator and the broker, with an engine that does nothing.
+//! - `graphs`: how much faster 16 workers are than one on graphs of different shapes, beside what their longest chains allow, with an
+//!   engine that sleeps.
 //! - `overhead`: a picture on a farm of one worker beside the same tiles through the same engine without a farm.
 //! - `memory`: peak memory while a 20,000 x 20,000 picture is put together, as PNG and as TIFF.
 //!
-//! `tasks` and `overhead` use the RabbitMQ and S3 of `TESSERA_TEST_AMQP` and `TESSERA_TEST_S3` (see `with-services`)
+//! `tasks`, `graphs` and `overhead` use the RabbitMQ and S3 of `TESSERA_TEST_AMQP` and `TESSERA_TEST_S3` (see `with-services`)
 //! where these are set, and memory otherwise; the table says which.
 
 #![allow(clippy::print_stdout)] // a benchmark prints its table
@@ -13,7 +15,10 @@
 use std::{
     path::Path,
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,15 +36,16 @@ use domain::{
     tiles::Tiling,
 };
 use imaging::{picture::Limits, raster::RasterInfo};
-use proto::v1;
+use proto::v1::{self, create_job_request::Kind};
 use service::config::{Config, Given};
 use store::{FolderStore, Key, Store};
 use tests::{
     farm::{services, within},
-    pictures::{compact, png},
+    pictures::{checkpoint, compact, png},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use worker::engine::{DeviceFacts, Engine, RenderError, UpscaleWork, Watch, Work, device::DeviceEngine};
 
 /// How often farm and bare engine are timed in turn.
@@ -60,6 +66,9 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     if wanted("tasks") {
         runtime.block_on(bench_tasks())?;
+    }
+    if wanted("graphs") {
+        runtime.block_on(bench_graphs())?;
     }
     if wanted("overhead") {
         runtime.block_on(bench_overhead())?;
@@ -129,6 +138,9 @@ impl Engine for Nothing {
     }
 }
 
+/// How many farms there were in this process: each has queues of its own.
+static FARMS: AtomicU32 = AtomicU32::new(0);
+
 /// A farm in this process, on the services that are there or in memory.
 struct InProcess {
     store: Arc<dyn Store>,
@@ -142,7 +154,8 @@ struct InProcess {
 impl InProcess {
     async fn start(use_s3: bool, folder: &Path) -> Result<Self> {
         let mut config = Config::load(Given::default(), &[])?;
-        let name = format!("bench-{}", std::process::id());
+        let number = FARMS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bench-{}-{number}", std::process::id());
         (config.coordinator.farm, config.worker.farm) = (name.clone(), name.clone());
         config.coordinator.scratch = folder.to_owned();
         config.worker.scratch = folder.to_owned();
@@ -177,41 +190,45 @@ impl InProcess {
         tokio::spawn(async move { worker::run_with(config, engine, store, broker, context).await.expect("it runs") });
     }
 
-    /// Submits a picture and waits for its end; returns the job and how long that took, uploading excluded.
-    async fn upscale(&self, model: &[u8], picture: &[u8], side: u32, overlap: u32) -> Result<(v1::Job, Duration)> {
-        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))?;
+    /// A channel to the coordinator, once it knows `workers` workers.
+    async fn channel(&self, workers: usize) -> Result<Channel> {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))?;
         let channel = within("the coordinator", async {
             loop {
-                if let Ok(channel) = channel.connect().await {
+                if let Ok(channel) = endpoint.connect().await {
                     return Ok(channel);
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await?;
-        let mut workers = v1::workers_client::WorkersClient::new(channel.clone());
-        while workers.list_workers(v1::ListWorkersRequest {}).await?.into_inner().workers.is_empty() {
+        let mut client = v1::workers_client::WorkersClient::new(channel.clone());
+        while client.list_workers(v1::ListWorkersRequest {}).await?.into_inner().workers.len() < workers {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        for bytes in [model, picture] {
-            let key = Key::new(layout::artifact(Digest::of(bytes)))?;
-            self.store.put(&key, bytes.to_vec().into()).await?;
-        }
-        let digest = Digest::of(model).to_string();
-        let add = v1::AddModelRequest { digest, name: "bench".to_owned() };
+        Ok(channel)
+    }
+
+    /// Uploads bytes, and gives their place as pictures are named.
+    async fn upload(&self, bytes: &[u8]) -> Result<v1::PictureSource> {
+        let digest = Digest::of(bytes);
+        self.store.put(&Key::new(layout::artifact(digest))?, bytes.to_vec().into()).await?;
+        let source = Some(v1::picture_source::Source::Digest(digest.to_string()));
+        Ok(v1::PictureSource { name: "p.png".to_owned(), source })
+    }
+
+    /// Makes bytes the model `bench`.
+    async fn add_model(&self, channel: &Channel, bytes: &[u8]) -> Result<()> {
+        self.upload(bytes).await?;
+        let add = v1::AddModelRequest { digest: Digest::of(bytes).to_string(), name: "bench".to_owned() };
         v1::models_client::ModelsClient::new(channel.clone()).add_model(add).await?;
-        let source = Some(v1::picture_source::Source::Digest(Digest::of(picture).to_string()));
-        let job = v1::UpscaleJob {
-            pictures: vec![v1::PictureSource { name: "p.png".to_owned(), source }],
-            upscale_model: "bench".to_owned(),
-            tile: Some(v1::TileOptions { side, overlap: Some(overlap), auto: false }),
-            ..v1::UpscaleJob::default()
-        };
-        let request = v1::CreateJobRequest {
-            kind: Some(v1::create_job_request::Kind::Upscale(job)),
-            ..v1::CreateJobRequest::default()
-        };
-        let mut jobs = v1::jobs_client::JobsClient::new(channel);
+        Ok(())
+    }
+
+    /// Submits a job and waits for its end; returns it and how long that took.
+    async fn finish(&self, channel: &Channel, kind: Kind) -> Result<(v1::Job, Duration)> {
+        let request = v1::CreateJobRequest { kind: Some(kind), ..v1::CreateJobRequest::default() };
+        let mut jobs = v1::jobs_client::JobsClient::new(channel.clone());
         let started = Instant::now();
         let job = jobs.create_job(request).await?.into_inner().job.context("a job")?;
         let watch = v1::WatchJobRequest { job_id: job.id.clone(), after_sequence: 0 };
@@ -222,6 +239,131 @@ impl InProcess {
         anyhow::ensure!(job.state() == v1::JobState::Succeeded, "{:?}", job.failures);
         Ok((job, elapsed))
     }
+
+    /// Enlarges a picture; returns the job and how long that took, uploading excluded.
+    async fn upscale(&self, model: &[u8], picture: &[u8], side: u32, overlap: u32) -> Result<(v1::Job, Duration)> {
+        let channel = self.channel(1).await?;
+        self.add_model(&channel, model).await?;
+        let job = v1::UpscaleJob {
+            pictures: vec![self.upload(picture).await?],
+            upscale_model: "bench".to_owned(),
+            tile: Some(v1::TileOptions { side, overlap: Some(overlap), auto: false }),
+            ..v1::UpscaleJob::default()
+        };
+        self.finish(&channel, Kind::Upscale(job)).await
+    }
+}
+
+/// An engine that takes its time, and answers with black.
+struct Sleeps(ComputeClass);
+
+/// How long a task takes: long beside what the farm itself costs, as real ones are.
+const NAP: Duration = Duration::from_millis(500);
+
+impl Engine for Sleeps {
+    fn classes(&self) -> &[ComputeClass] {
+        std::slice::from_ref(&self.0)
+    }
+
+    fn device(&self) -> DeviceFacts {
+        DeviceFacts { name: "sleeps".to_owned(), ..DeviceFacts::default() }
+    }
+
+    fn render(&self, _: &ComputeClass, work: &Work, _: &Watch) -> Result<Vec<f32>, RenderError> {
+        std::thread::sleep(NAP);
+        Ok(vec![0.0; work.output_values()])
+    }
+}
+
+/// Segments of 64x64 pixels in `columns` and `rows`, so many pixels apart, of which each hangs over the next where that is less.
+fn segments((columns, rows): (u32, u32), (across, down): (u32, u32)) -> Option<v1::SegsSource> {
+    let seg = |column: u32, row: u32| {
+        let (x, y) = (i64::from(column * across), i64::from(row * down));
+        v1::Seg { crop_region: vec![x, y, x + 64, y + 64], ..v1::Seg::default() }
+    };
+    let segs = (0..rows).flat_map(|row| (0..columns).map(move |column| seg(column, row))).collect();
+    let (width, height) = (64 + (columns - 1) * across, 64 + (rows - 1) * down);
+    Some(v1::SegsSource { source: Some(v1::segs_source::Source::Segs(v1::Segs { width, height, segs })) })
+}
+
+/// The graphs by their shapes: what they are of, and the jobs.
+fn graphs(picture: &v1::PictureSource) -> Vec<(&'static str, Kind)> {
+    let basic_pipe = Some(v1::BasicPipe { checkpoint: "bench".to_owned(), ..v1::BasicPipe::default() });
+    let redraw = |segs| {
+        Kind::SegsUpscale(v1::SegsUpscaleJob {
+            picture: Some(picture.clone()),
+            segs,
+            basic_pipe: basic_pipe.clone(),
+            rescale_factor: Some(1.0),
+            supersample: Some(false),
+            ..v1::SegsUpscaleJob::default()
+        })
+    };
+    let chain = v1::LatentUpscaleJob {
+        source: Some(v1::latent_upscale_job::Source::Picture(picture.clone())),
+        upscale_factor: Some(1.1),
+        steps: 10,
+        base_sampler: Some(v1::PipedSampler { basic_pipe: basic_pipe.clone(), ..v1::PipedSampler::default() }),
+        ..v1::LatentUpscaleJob::default()
+    };
+    vec![
+        ("apart", redraw(segments((8, 6), (64, 64)))),
+        ("rows", redraw(segments((6, 8), (48, 64)))),
+        ("grid", redraw(segments((8, 6), (48, 48)))),
+        ("chain", Kind::LatentUpscale(chain)),
+    ]
+}
+
+/// What `workers` workers take for each graph, with the longest chain and the number of tasks that they work on.
+async fn time_graphs(workers: usize) -> Result<Vec<(&'static str, Duration, u64, u64)>> {
+    let folder = tempfile::TempDir::new()?;
+    let farm = InProcess::start(false, folder.path()).await?;
+    let class: ComputeClass = "cpu.sleeps.f32".parse()?;
+    for _ in 0..workers {
+        farm.add_worker(Arc::new(Sleeps(class.clone())), 1);
+    }
+    let channel = farm.channel(workers).await?;
+    farm.add_model(&channel, &checkpoint()).await?;
+    // Every worker fetches and checks the model once.
+    let warm = farm.upload(&png(16, 16)).await?;
+    let segs = segments((workers as u32, 1), (64, 64));
+    let basic_pipe = Some(v1::BasicPipe { checkpoint: "bench".to_owned(), ..v1::BasicPipe::default() });
+    let warm = v1::SegsDetailJob { picture: Some(warm), segs, basic_pipe, ..v1::SegsDetailJob::default() };
+    farm.finish(&channel, Kind::SegsDetail(warm)).await?;
+
+    let picture = farm.upload(&png(512, 512)).await?;
+    let mut times = Vec::new();
+    for (shape, kind) in graphs(&picture) {
+        let request = v1::CreateJobRequest { kind: Some(kind.clone()), ..v1::CreateJobRequest::default() };
+        let job = Some(v1::plan_job_request::Job::Request(request));
+        let plan = v1::PlanJobRequest { job, ..v1::PlanJobRequest::default() };
+        let plan = v1::jobs_client::JobsClient::new(channel.clone()).plan_job(plan).await?.into_inner();
+        let of_workers = |counted: &&v1::PlannedOperation| matches!(&*counted.operation, "redraw" | "latent");
+        let tasks = plan.operations.iter().filter(of_workers).map(|counted| counted.total).sum();
+        let (_, elapsed) = farm.finish(&channel, kind).await?;
+        times.push((shape, elapsed, plan.critical_path.len() as u64, tasks));
+    }
+    farm.context.shutdown.cancel();
+    Ok(times)
+}
+
+async fn bench_graphs() -> Result<()> {
+    const WORKERS: usize = 16;
+    let alone = time_graphs(1).await?;
+    let together = time_graphs(WORKERS).await?;
+    for ((shape, one, chain, tasks), (_, many, ..)) in alone.into_iter().zip(together) {
+        // All tasks take equally long.
+        let least = chain.max(tasks.div_ceil(WORKERS as u64));
+        let (bound, got) = (tasks as f64 / least as f64, one.as_secs_f64() / many.as_secs_f64());
+        println!(
+            "| graphs: {shape} | {got:.2}x of {bound:.2}x ({:.1} %) | {tasks} tasks, longest chain {chain}; 1 worker {:.2} s, {WORKERS} \
+             workers {:.2} s |",
+            100.0 * got / bound,
+            one.as_secs_f64(),
+            many.as_secs_f64()
+        );
+    }
+    Ok(())
 }
 
 async fn bench_tasks() -> Result<()> {
