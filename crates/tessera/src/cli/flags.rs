@@ -182,7 +182,7 @@ pub struct PipeFlags {
 #[derive(Debug, Args)]
 pub struct CropFlags {
     /// How many times as large as the part of the mask, or the tile, its crop region is, 1 to 100 (of a tile to 10)
-    #[arg(long, value_name = "TIMES", default_value_t = 3.0, requires = "cut")]
+    #[arg(long, value_name = "TIMES", default_value_t = 3.0)]
     pub crop_factor: f64,
 }
 
@@ -190,16 +190,16 @@ pub struct CropFlags {
 #[derive(Debug, Args)]
 pub struct MaskFlags {
     /// Make one segment of all that is not black [default: one for each connected part]
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub combined: bool,
     /// Set the whole of the bounding box in the mask
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub bbox_fill: bool,
     /// Drop parts that are not wider and taller than this, in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 10, requires = "mask")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 10)]
     pub drop_size: u32,
     /// Fill each part and leave no greys [default: keep the mask's own values]
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub contour_fill: bool,
 }
 
@@ -207,44 +207,44 @@ pub struct MaskFlags {
 #[derive(Debug, Args)]
 pub struct TileSegsFlags {
     /// The side of a tile in pixels, 64 to 4096
-    #[arg(long, value_name = "PIXELS", default_value_t = 512, requires = "grid")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 512)]
     pub bbox_size: u32,
     /// What neighbouring tiles share at least, in pixels, 0 to 512
-    #[arg(long, value_name = "PIXELS", default_value_t = 5, requires = "grid")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 5)]
     pub min_overlap: u32,
     /// Keep to what the segments of this document hold [default: the whole picture]
-    #[arg(long, value_name = "FILE.json", requires = "grid")]
+    #[arg(long, value_name = "FILE.json")]
     pub filter_in_segs: Option<PathBuf>,
     /// Leave out what the segments of this document hold [default: nothing]
-    #[arg(long, value_name = "FILE.json", requires = "grid")]
+    #[arg(long, value_name = "FILE.json")]
     pub filter_out_segs: Option<PathBuf>,
     /// Grow or shrink the masks of these documents, in pixels, -255 to 255
-    #[arg(long, value_name = "PIXELS", default_value_t = 20, allow_negative_numbers = true, requires = "grid")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 20, allow_negative_numbers = true)]
     pub filter_segs_dilation: i32,
     /// How ragged the edges of tiles are, 0 (straight) to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "grid")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub mask_irregularity: f64,
     /// How ragged masks are drawn: `Reuse fast`, `Reuse quality`, `All random fast` or `All random quality`
-    #[arg(long, value_name = "MODE", default_value = "Reuse fast", requires = "grid")]
+    #[arg(long, value_name = "MODE", default_value = "Reuse fast")]
     pub irregular_mask_mode: String,
     /// The seed from which ragged masks are drawn
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "grid")]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub irregular_mask_seed: u64,
 }
 
 /// Which parts of a picture are redrawn, and what is different about some of them.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("segments").required(true), group = ArgGroup::new("cut"))]
+#[command(group = ArgGroup::new("segments").required(true))]
 pub struct SegsFlags {
     /// Redraw the segments of a SEGS document; docs/segs.md describes it [default: --mask or --grid]
-    #[arg(long, value_name = "FILE.json", group = "segments")]
+    #[arg(long, value_name = "FILE.json", group = "segments", conflicts_with_all = ["CropFlags", "MaskFlags", "TileSegsFlags"])]
     pub segs: Option<PathBuf>,
     /// Redraw the parts of a mask, a picture as large as the one to redraw: what is not black in it [default: --segs or
     /// --grid]
-    #[arg(long, value_name = "PICTURE", groups = ["segments", "cut"])]
+    #[arg(long, value_name = "PICTURE", group = "segments", conflicts_with = "TileSegsFlags")]
     pub mask: Option<PathBuf>,
     /// Redraw everything in tiles
-    #[arg(long, groups = ["segments", "cut"])]
+    #[arg(long, group = "segments", conflicts_with = "MaskFlags")]
     pub grid: bool,
     /// How large crops are.
     #[command(flatten)]

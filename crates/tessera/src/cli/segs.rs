@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{Args, Subcommand};
 
 use super::{
     flags::{CropFlags, MaskFlags, TileSegsFlags},
@@ -63,10 +63,9 @@ pub enum SegsCommand {
         json: bool,
     },
     /// Makes segments of the parts of a mask: MaskToSEGS
-    #[command(group = ArgGroup::new("cut"))]
     FromMask {
         /// The mask: a picture, of which what is not black counts
-        #[arg(value_name = "MASK", group = "cut")]
+        #[arg(value_name = "MASK")]
         mask: PathBuf,
         /// How large crops are.
         #[command(flatten)]
@@ -79,10 +78,9 @@ pub enum SegsCommand {
         output: SegsOutput,
     },
     /// Covers a picture with tiles: MakeTileSEGS
-    #[command(group = ArgGroup::new("cut"))]
     Tiles {
         /// The picture's size, such as 1024x768, or a picture
-        #[arg(id = "grid", value_name = "WIDTHxHEIGHT|PICTURE", group = "cut")]
+        #[arg(value_name = "WIDTHxHEIGHT|PICTURE")]
         picture: PathBuf,
         /// How large crops are.
         #[command(flatten)]
