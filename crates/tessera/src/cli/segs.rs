@@ -30,7 +30,8 @@ pub struct Segs {
 /// Where a SEGS document goes.
 #[derive(Debug, Args)]
 pub struct SegsOutput {
-    /// A file called .json, whose files go to a folder beside it called NAME.segs; or a folder, in which it is called segs.json
+    /// A file called .json, whose files go to a folder beside it called NAME.segs; or a folder, in which it is called
+    /// segs.json
     #[arg(short, long, value_name = "FILE.json|DIR")]
     pub output: PathBuf,
     /// How masks are written: as runs in the document, where they hold no greys, or as PNG files
