@@ -630,6 +630,10 @@ mod tests {
         };
         assert_eq!((tiles.bbox_size, tiles.min_overlap, tiles.filter_segs_dilation), (128, 5, 20));
         assert!(parse("segs convert a.json").is_err());
+        for wrong in ["--bbox-size 0", "--min-overlap 513", "--crop-factor 0.5", "--mask-irregularity NaN"] {
+            let error = parse(&format!("segs tiles 64x64 -o a.json {wrong}")).unwrap_err();
+            assert!(error.contains(wrong.split_once(' ').unwrap().0), "{error}");
+        }
         let Command::Plan(plan) = parse("plan JOB.json --workers 2,8 --dot").unwrap() else { panic!("no plan") };
         assert_eq!((plan.workers, plan.dot, plan.json), (vec![2, 8], true, false));
         assert!(parse("plan JOB.json --workers 0").is_err());

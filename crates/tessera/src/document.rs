@@ -1,8 +1,8 @@
 //! A job as a JSON document: what may stand in it beside the contract, and how that becomes a request.
 //!
-//! Where the contract wants a picture, `{"path": "FILE"}` names a local file; where it wants a model, too; and where it wants
-//! SEGS, `{"document": "FILE"}` names a file of SEGS. The contract's own descriptors say which is which, so that a new kind of
-//! job needs nothing here.
+//! Where the contract wants a picture, `{"path": "FILE"}` names a local file; where it wants a model, too; and where it
+//! wants SEGS, `{"document": "FILE"}` names a file of SEGS. The contract's own descriptors say which is which, so that
+//! a new kind of job needs nothing here.
 
 use std::path::{Path, PathBuf};
 

@@ -1,10 +1,11 @@
 //! The `tessera` command, and the whole farm embedded in one process.
 //!
-//! Every command that renders a job talks to a farm over gRPC, also when that farm is [`embedded`] in the same process: there
-//! is no second way to do the work. [`command::sample`] is for trying a checkpoint without any. [`cli`] is the command line, [`command`] what each command does; [`client`] is the farm as a
-//! program sees it, [`pictures`] and [`naming`] say
-//! which files a command line means, [`document`] is a job as JSON, [`segs_file`] SEGS as files, [`local`] pictures on this
-//! machine; [`transfer`] brings files there and back, [`watch`] follows a job and [`progress`] shows it.
+//! Every command that renders a job talks to a farm over gRPC, also when that farm is [`embedded`] in the same process:
+//! there is no second way to do the work. [`command::sample`] is for trying a checkpoint without any. [`cli`] is the
+//! command line, [`command`] what each command does; [`client`] is the farm as a program sees it, [`pictures`] and
+//! [`naming`] say which files a command line means, [`document`] is a job as JSON, [`segs_file`] SEGS as files,
+//! [`local`] pictures on this machine; [`transfer`] brings files there and back, [`watch`] follows a job and
+//! [`progress`] shows it.
 //!
 //! What it is not: it renders and plans nothing itself. Start reading at [`command::upscale`].
 

@@ -45,8 +45,8 @@ pub fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// The message `Segs` of a document, in JSON. Paths are those of the document, which lies in the folder `below`; a ControlNet
-/// is a file if there is one at `base`, `below` and its name.
+/// The message `Segs` of a document, in JSON. Paths are those of the document, which lies in the folder `below`; a
+/// ControlNet is a file if there is one at `base`, `below` and its name.
 pub fn wire(document: &Document, below: &Path, base: &Path) -> Value {
     let path = |path: &str| json!({ "path": below.join(path).to_string_lossy() });
     let picture = |source: &Source| match source {

@@ -189,3 +189,42 @@ fn a_farm_that_serves_takes_jobs_from_other_programs() {
     says(&tessera(folder.path(), "serve --listen 127.0.0.1:0"), 1, &["another `tessera serve` keeps its jobs"]);
     says(&tessera(folder.path(), "cache --limit 1GB"), 2, &["other runs use the cache folder"]);
 }
+
+#[test]
+fn segs_are_made_checked_shown_and_converted_without_a_farm() {
+    let folder = folder();
+    let run = |line: &str| tessera(folder.path(), line);
+    let shown = |line: &str| -> Value { serde_json::from_slice(&run(line).stdout).unwrap() };
+    check(&run("segs tiles 200x100 --bbox-size 64 --crop-factor 1.5 -o tiles.json"), 0, "tiles.json\n");
+    let found = shown("segs check tiles.json --json");
+    assert_eq!((&found["ok"], found["warnings"].as_array().unwrap().len()), (&Value::Bool(true), 0));
+    let table = shown("segs show tiles.json --json");
+    assert_eq!((table["width"].as_u64(), table["height"].as_u64()), (Some(200), Some(100)));
+    assert_eq!(table["segs"].as_array().unwrap().len() as u64, found["segs"].as_u64().unwrap());
+    check(&run("segs convert tiles.json -o tiles/ --masks png"), 0, "tiles/segs.json\n");
+    assert!(folder.path().join("tiles/0-mask.png").is_file());
+    check(&run("segs convert tiles/segs.json -o back.json"), 0, "back.json\n");
+    let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(text("tiles.json"), text("back.json"));
+
+    // A picture of greys is one part.
+    check(&run("segs from-mask photo.png --drop-size 1 -o parts/"), 0, "parts/segs.json\n");
+    check(&run("segs tiles photo.png --bbox-size 64 --filter-in-segs parts/segs.json -o in.json"), 0, "in.json\n");
+    says(&run("segs tiles photo.png -o in.json"), 2, &["`in.json` exists", "hint: --force"]);
+    std::fs::remove_file(folder.path().join("tiles/0-mask.png")).unwrap();
+    let wrong = run("segs check tiles/segs.json");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stdout).starts_with("error: segs[0].cropped_mask: "));
+    says(&run("segs show photo.png"), 2, &["cannot read SEGS from `photo.png`"]);
+}
+
+#[test]
+fn what_cannot_be_redrawn_is_said_before_a_farm_is_asked() {
+    let folder = folder();
+    let says = |line: &str, words: &[&str]| says(&tessera(folder.path(), line), 2, words);
+    says("segs-detail photo.png --checkpoint a/b.pt --grid", &["there is no file `a/b.pt`", "hint: "]);
+    says("segs-detail photo.png --checkpoint sd15 --segs no.json", &["cannot read SEGS from `no.json`"]);
+    says("segs-upscale none.png --checkpoint sd15 --grid", &["there is no file `none.png`"]);
+    says("latent-upscale photo.png --checkpoint sd15 -o a.gif", &["the extension of `a.gif` names no format"]);
+    says("plan none.json", &["cannot read `none.json`"]);
+}

@@ -12,8 +12,8 @@ use domain::{
 use service::config::{Flags, keys};
 
 use super::values::{
-    ControlNet, Lora, Precision, Priority, Reproducibility, TileSide, bits, control_net, for_segs, label, lora,
-    scheduler_func, seed_for_segs, tile_side,
+    ControlNet, Lora, Precision, Priority, Reproducibility, TileSide, bits, control_net, crop_factor, for_segs, label,
+    lora, scheduler_func, seed_for_segs, share, tile_side,
 };
 
 /// The keys that are flags of a command that asks a farm.
@@ -66,8 +66,8 @@ pub struct RenderFlags {
 /// How pictures are cut for a super-resolution network.
 #[derive(Debug, Args)]
 pub struct TilingFlags {
-    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose 128, 256, 512 or 1024 by the model's
-    /// needs and the least memory of a device of the compute class
+    /// The longest side of a tile in pixels, 16 to 65536; `auto` lets the farm choose 128, 256, 512 or 1024 by the
+    /// model's needs and the least memory of a device of the compute class
     #[arg(long, value_name = "PIXELS|auto", default_value = "512", value_parser = tile_side)]
     pub tile: TileSide,
     /// Pixels that neighbouring tiles share, less than the tile's side
@@ -133,8 +133,8 @@ pub struct RedrawSamplerFlags {
     /// How much is redrawn, 0.0001 to 1
     #[arg(long, value_name = "SHARE", default_value_t = KSampler::default().denoise, allow_negative_numbers = true)]
     pub denoise: f64,
-    /// What replaces the scheduler: the GITS table, or noise levels from the highest, such as 14.6,2,0 [default: nothing;
-    /// of the table by default: 1.2 and 1]
+    /// What replaces the scheduler: the GITS table, or noise levels from the highest, such as 14.6,2,0 [default:
+    /// nothing; of the table by default: 1.2 and 1]
     #[arg(long, value_name = "gits[:COEFF[:DENOISE]]|LEVEL,LEVEL,…", value_parser = scheduler_func)]
     pub scheduler_func: Option<SchedulerFunc>,
 }
@@ -152,8 +152,8 @@ pub struct PipeFlags {
     /// [strengths by default: 1, and that of the network]
     #[arg(long = "lora", value_name = "FILE|NAME[:MODEL[:CLIP]]", value_parser = lora)]
     pub loras: Vec<Lora>,
-    /// An embedding that prompts may name as `embedding:NAME`; may be given several times [default: such words are plain
-    /// words]
+    /// An embedding that prompts may name as `embedding:NAME`; may be given several times [default: such words are
+    /// plain words]
     #[arg(long = "embedding", value_name = "FILE|NAME")]
     pub embeddings: Vec<PathBuf>,
     /// The layer of the text encoders at which to stop, -1 to -24 (clip skip 2 is -2) [default: the model's own]
@@ -165,12 +165,12 @@ pub struct PipeFlags {
     /// What is not wanted [default: nothing]
     #[arg(long, value_name = "PROMPT", default_value = "", hide_default_value = true)]
     pub negative: String,
-    /// A ControlNet, how strongly it steers, and from and to which share of the way; may be given several times [by default:
-    /// 1, 0 and 1]
+    /// A ControlNet, how strongly it steers, and from and to which share of the way; may be given several times [by
+    /// default: 1, 0 and 1]
     #[arg(long = "controlnet", value_name = "FILE|NAME[:STRENGTH[:START[:END]]]", value_parser = control_net)]
     pub controlnets: Vec<ControlNet>,
-    /// What the ControlNet sees, of the whole picture; one for each --controlnet, in their order [default: the picture that is
-    /// redrawn]
+    /// What the ControlNet sees, of the whole picture; one for each --controlnet, in their order [default: the picture
+    /// that is redrawn]
     #[arg(long = "control-image", value_name = "PICTURE", requires = "controlnets")]
     pub control_images: Vec<PathBuf>,
     /// Steer the negative prompt with a control of its own, as the advanced node does
@@ -182,7 +182,7 @@ pub struct PipeFlags {
 #[derive(Debug, Args)]
 pub struct CropFlags {
     /// How many times as large as the part of the mask, or the tile, its crop region is, 1 to 100 (of a tile to 10)
-    #[arg(long, value_name = "TIMES", default_value_t = 3.0, requires = "cut")]
+    #[arg(long, value_name = "TIMES", default_value_t = 3.0, value_parser = crop_factor)]
     pub crop_factor: f64,
 }
 
@@ -190,16 +190,16 @@ pub struct CropFlags {
 #[derive(Debug, Args)]
 pub struct MaskFlags {
     /// Make one segment of all that is not black [default: one for each connected part]
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub combined: bool,
     /// Set the whole of the bounding box in the mask
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub bbox_fill: bool,
     /// Drop parts that are not wider and taller than this, in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 10, requires = "mask")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 10)]
     pub drop_size: u32,
     /// Fill each part and leave no greys [default: keep the mask's own values]
-    #[arg(long, requires = "mask")]
+    #[arg(long)]
     pub contour_fill: bool,
 }
 
@@ -207,44 +207,55 @@ pub struct MaskFlags {
 #[derive(Debug, Args)]
 pub struct TileSegsFlags {
     /// The side of a tile in pixels, 64 to 4096
-    #[arg(long, value_name = "PIXELS", default_value_t = 512, requires = "grid")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=4096))]
     pub bbox_size: u32,
     /// What neighbouring tiles share at least, in pixels, 0 to 512
-    #[arg(long, value_name = "PIXELS", default_value_t = 5, requires = "grid")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=512))]
     pub min_overlap: u32,
     /// Keep to what the segments of this document hold [default: the whole picture]
-    #[arg(long, value_name = "FILE.json", requires = "grid")]
+    #[arg(long, value_name = "FILE.json")]
     pub filter_in_segs: Option<PathBuf>,
     /// Leave out what the segments of this document hold [default: nothing]
-    #[arg(long, value_name = "FILE.json", requires = "grid")]
+    #[arg(long, value_name = "FILE.json")]
     pub filter_out_segs: Option<PathBuf>,
     /// Grow or shrink the masks of these documents, in pixels, -255 to 255
-    #[arg(long, value_name = "PIXELS", default_value_t = 20, allow_negative_numbers = true, requires = "grid")]
+    #[arg(
+        long,
+        value_name = "PIXELS",
+        default_value_t = 20,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(-255..=255)
+    )]
     pub filter_segs_dilation: i32,
     /// How ragged the edges of tiles are, 0 (straight) to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "grid")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub mask_irregularity: f64,
     /// How ragged masks are drawn: `Reuse fast`, `Reuse quality`, `All random fast` or `All random quality`
-    #[arg(long, value_name = "MODE", default_value = "Reuse fast", requires = "grid")]
+    #[arg(long, value_name = "MODE", default_value = "Reuse fast")]
     pub irregular_mask_mode: String,
     /// The seed from which ragged masks are drawn
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "grid")]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub irregular_mask_seed: u64,
 }
 
 /// Which parts of a picture are redrawn, and what is different about some of them.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("segments").required(true), group = ArgGroup::new("cut"))]
+#[command(group = ArgGroup::new("segments").required(true))]
 pub struct SegsFlags {
     /// Redraw the segments of a SEGS document; docs/segs.md describes it [default: --mask or --grid]
-    #[arg(long, value_name = "FILE.json", group = "segments")]
+    #[arg(
+        long,
+        value_name = "FILE.json",
+        group = "segments",
+        conflicts_with_all = ["CropFlags", "MaskFlags", "TileSegsFlags"]
+    )]
     pub segs: Option<PathBuf>,
     /// Redraw the parts of a mask, a picture as large as the one to redraw: what is not black in it [default: --segs or
     /// --grid]
-    #[arg(long, value_name = "PICTURE", groups = ["segments", "cut"])]
+    #[arg(long, value_name = "PICTURE", group = "segments", conflicts_with = "TileSegsFlags")]
     pub mask: Option<PathBuf>,
     /// Redraw everything in tiles
-    #[arg(long, groups = ["segments", "cut"])]
+    #[arg(long, group = "segments", conflicts_with = "MaskFlags")]
     pub grid: bool,
     /// How large crops are.
     #[command(flatten)]
@@ -255,7 +266,8 @@ pub struct SegsFlags {
     /// With a grid.
     #[command(flatten)]
     pub tiles: TileSegsFlags,
-    /// What is wanted in some segments instead, chosen by label or by place from 0; may be given several times [default:
+    /// What is wanted in some segments instead, chosen by label or by place from 0; may be given several times
+    /// [default:
     /// --positive]
     #[arg(long = "prompt-for", value_name = "LABEL|INDEX=PROMPT", value_parser = for_segs)]
     pub prompts_for: Vec<(Select, String)>,

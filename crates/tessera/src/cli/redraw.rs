@@ -37,7 +37,7 @@ is, too.";
 pub const LATENT_UPSCALE_EXAMPLES: &str = "\
 Examples:
   tessera latent-upscale photo.jpg --checkpoint sd15.safetensors --upscale-factor 2 --denoise 0.3 -o larger.png
-  tessera latent-upscale photo.jpg --checkpoint sd15.safetensors --mask face.png --mask-sampler denoise=0.2 --mask-positive 'a face'
+  tessera latent-upscale photo.jpg --checkpoint sd15.safetensors --mask face.png --mask-sampler denoise=0.2
   tessera latent-upscale start.latent --checkpoint sd15.safetensors --latent-output -o end.latent --hook base.denoise=0.2
 
 The steps follow one another; each is stored, so that a lost worker costs one step. With --mask two samplers share each step,
@@ -53,8 +53,8 @@ pub struct SegsDetail {
     /// picture, as NAME@detail.EXT]
     #[arg(short, long, value_name = "FILE|DIR", conflicts_with = "no_paste")]
     pub output: Option<PathBuf>,
-    /// The folder for the redrawn segments: a SEGS document `segs.json`, its pictures and its masks [default: they are not
-    /// fetched]
+    /// The folder for the redrawn segments: a SEGS document `segs.json`, its pictures and its masks [default: they are
+    /// not fetched]
     #[arg(long, value_name = "DIR", required_if_eq("no_paste", "true"))]
     pub segs_output: Option<PathBuf>,
     /// Paste nothing onto the picture, and make the segments only
@@ -79,7 +79,12 @@ pub struct SegsDetail {
     #[arg(long, value_name = "PROMPT", requires = "refiner_checkpoint")]
     pub refiner_negative: Option<String>,
     /// How much of the steps the refiner takes, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = SegsDetailer::default().refiner_ratio, requires = "refiner_checkpoint")]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = SegsDetailer::default().refiner_ratio,
+        requires = "refiner_checkpoint"
+    )]
     pub refiner_ratio: f64,
     /// What the shorter side of a segment is enlarged to, in pixels, 64 to 16384
     #[arg(long, value_name = "PIXELS", default_value_t = SegsDetailer::default().guide_size)]
@@ -137,8 +142,8 @@ pub struct SegsUpscale {
     /// How many times as large the picture becomes, 0.01 to 100
     #[arg(long, value_name = "TIMES", default_value_t = SegsUpscaler::default().rescale_factor)]
     pub rescale_factor: f64,
-    /// How it is resized: nearest, bilinear, bicubic or lanczos [default: bicubic, which is what the reference does whatever
-    /// is chosen]
+    /// How it is resized: nearest, bilinear, bicubic or lanczos [default: bicubic, which is what the reference does
+    /// whatever is chosen]
     #[arg(long, value_name = "METHOD")]
     pub resampling_method: Option<String>,
     /// Resize to 8 times the target first
@@ -147,7 +152,8 @@ pub struct SegsUpscale {
     /// Without effect, as in the reference, 8 to 1024
     #[arg(long, value_name = "PIXELS", default_value_t = SegsUpscaler::default().rounding_modulus)]
     pub rounding_modulus: u32,
-    /// A network that enlarges the picture first, tile by tile: a weights file, or a model that the farm has [default: none]
+    /// A network that enlarges the picture first, tile by tile: a weights file, or a model that the farm has [default:
+    /// none]
     #[arg(long, value_name = "FILE|NAME")]
     pub upscale_model: Option<PathBuf>,
     /// How it is cut for that.
@@ -210,8 +216,8 @@ pub struct LatentUpscale {
     /// everything]
     #[arg(long, value_name = "PICTURE")]
     pub mask: Option<PathBuf>,
-    /// What is different about the sampler for what the mask holds: any of seed, steps, cfg, sampler_name, scheduler and
-    /// denoise [default: nothing]
+    /// What is different about the sampler for what the mask holds: any of seed, steps, cfg, sampler_name, scheduler
+    /// and denoise [default: nothing]
     #[arg(long, value_name = "NAME=VALUE,…", value_parser = sampler_change, requires = "mask")]
     pub mask_sampler: Option<SamplerChange>,
     /// What is wanted in what the mask holds [default: --positive]
@@ -220,8 +226,8 @@ pub struct LatentUpscale {
     /// What is not wanted in what the mask holds [default: --negative]
     #[arg(long, value_name = "PROMPT", requires = "mask")]
     pub mask_negative: Option<String>,
-    /// When one sampler redraws everything instead: none, interleave1 to interleave3, last1, last2, or interleave1+last1 to
-    /// interleave3+last1
+    /// When one sampler redraws everything instead: none, interleave1 to interleave3, last1, last2, or
+    /// interleave1+last1 to interleave3+last1
     #[arg(long, value_name = "SCHEDULE", default_value_t = FullSamplerSchedule::None, requires = "mask")]
     pub full_sample_schedule: FullSamplerSchedule,
     /// What is different about that sampler, as in --mask-sampler [default: nothing]
@@ -233,8 +239,8 @@ pub struct LatentUpscale {
     /// What is not wanted where it redraws everything [default: --negative]
     #[arg(long, value_name = "PROMPT", requires = "full_sample_schedule")]
     pub full_negative: Option<String>,
-    /// What a parameter of a sampler becomes until the last step, such as base.denoise=0.3 or mask.cfg=5; may be given several
-    /// times [default: what it is]
+    /// What a parameter of a sampler becomes until the last step, such as base.denoise=0.3 or mask.cfg=5; may be given
+    /// several times [default: what it is]
     #[arg(long = "hook", value_name = "base|mask|full.cfg|denoise|steps=TARGET", value_parser = hook)]
     pub hooks: Vec<(Which, PkHook)>,
     /// The job.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{Args, Subcommand};
 
 use super::{
     flags::{CropFlags, MaskFlags, TileSegsFlags},
@@ -30,7 +30,8 @@ pub struct Segs {
 /// Where a SEGS document goes.
 #[derive(Debug, Args)]
 pub struct SegsOutput {
-    /// A file called .json, whose files go to a folder beside it called NAME.segs; or a folder, in which it is called segs.json
+    /// A file called .json, whose files go to a folder beside it called NAME.segs; or a folder, in which it is called
+    /// segs.json
     #[arg(short, long, value_name = "FILE.json|DIR")]
     pub output: PathBuf,
     /// How masks are written: as runs in the document, where they hold no greys, or as PNG files
@@ -63,10 +64,9 @@ pub enum SegsCommand {
         json: bool,
     },
     /// Makes segments of the parts of a mask: MaskToSEGS
-    #[command(group = ArgGroup::new("cut"))]
     FromMask {
         /// The mask: a picture, of which what is not black counts
-        #[arg(value_name = "MASK", group = "cut")]
+        #[arg(value_name = "MASK")]
         mask: PathBuf,
         /// How large crops are.
         #[command(flatten)]
@@ -79,10 +79,9 @@ pub enum SegsCommand {
         output: SegsOutput,
     },
     /// Covers a picture with tiles: MakeTileSEGS
-    #[command(group = ArgGroup::new("cut"))]
     Tiles {
         /// The picture's size, such as 1024x768, or a picture
-        #[arg(id = "grid", value_name = "WIDTHxHEIGHT|PICTURE", group = "cut")]
+        #[arg(value_name = "WIDTHxHEIGHT|PICTURE")]
         picture: PathBuf,
         /// How large crops are.
         #[command(flatten)]

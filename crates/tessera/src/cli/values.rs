@@ -305,6 +305,23 @@ pub fn size(text: &str) -> Option<domain::region::Size> {
     }
 }
 
+fn between(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("{least} to {most} is wanted")),
+    }
+}
+
+/// Reads how many times as large as its thing a crop region is.
+pub fn crop_factor(text: &str) -> Result<f64, String> {
+    between(text, 1.0, 100.0)
+}
+
+/// Reads a share.
+pub fn share(text: &str) -> Result<f64, String> {
+    between(text, 0.0, 1.0)
+}
+
 /// Reads the side of a tile.
 pub fn tile_side(text: &str) -> Result<TileSide, String> {
     match text {

@@ -140,7 +140,7 @@ mod tests {
         let want = "tasks          5, 2 found, 3 to run
 cost           1 234 567 million multiplications
 critical path  617 283 million multiplications, 50% of all
-largest task   1.0GB without the weights
+largest task   1.1 GB without the weights
 
 OPERATION  TASKS  FOUND  TO RUN
 redraw     4      2      2

@@ -751,9 +751,11 @@ mod tests {
         refused(detail, "--grid");
         refused(&format!("{detail} --grid --mask @mask.png"), "--mask");
         refused("segs-detail @photo.jpg --grid", "--checkpoint");
-        refused(&format!("{detail} --grid --combined"), "--mask");
-        refused(&format!("{detail} --mask @mask.png --bbox-size 64"), "--grid");
-        refused(&format!("{detail} --segs @faces.json --crop-factor 2"), "--mask");
+        refused(&format!("{detail} --grid --combined"), "--combined");
+        refused(&format!("{detail} --segs @faces.json --combined"), "--combined");
+        refused(&format!("{detail} --segs @faces.json --min-overlap 5"), "--min-overlap");
+        refused(&format!("{detail} --mask @mask.png --bbox-size 64"), "--bbox-size");
+        refused(&format!("{detail} --segs @faces.json --crop-factor 2"), "--crop-factor");
         refused(&format!("{detail} --grid --control-image @edges.png"), "--controlnet");
         refused(&format!("{detail} --grid --refiner-ratio 0.5"), "--refiner-checkpoint");
         refused(&format!("{detail} --grid --no-paste"), "--segs-output");
