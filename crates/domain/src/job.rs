@@ -121,6 +121,7 @@ pub struct Job {
 }
 
 /// The kinds of job.
+#[allow(clippy::large_enum_variant)] // jobs are few, and what is small of them is the rest
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
