@@ -355,27 +355,3 @@ pub fn memory_bytes<'a>(
         if encodes { kept + vae.layout().encode_bytes(engine, 1, cells_h * scale, cells_w * scale) } else { 0 };
     unet.max(decode).max(encode)
 }
-
-/// Numbers of a latent as a small picture: good enough to see what becomes of it, and cheap.
-///
-/// `denoised` is a prediction as previews see it, scaled, [4, height, width]; each colour is a weighted sum of the four
-/// channels, with the weights in common use for the family, rounded.
-pub fn preview(denoised: &[f32], height: usize, width: usize, is_xl: bool) -> Option<Pixels> {
-    /// How much red, green and blue there is in each channel, and without any.
-    type Weights = ([[f32; 3]; 4], [f32; 3]);
-    const SD: Weights =
-        ([[0.35, 0.23, 0.33], [0.32, 0.50, 0.18], [-0.28, 0.18, 0.27], [-0.21, -0.26, -0.72]], [0.0; 3]);
-    const XL: Weights =
-        ([[0.36, 0.43, 0.50], [-0.25, -0.03, 0.09], [0.07, 0.13, -0.13], [-0.29, -0.27, -0.33]], [0.11, -0.02, -0.03]);
-    let (weights, bias) = if is_xl { XL } else { SD };
-    let cells = height * width;
-    if cells == 0 || denoised.len() < 4 * cells {
-        return None;
-    }
-    let colour = |cell: usize, colour: usize| {
-        let sum: f32 = (0..4).map(|channel| denoised[channel * cells + cell] * weights[channel][colour]).sum();
-        ((sum + bias[colour] + 1.0) / 2.0).clamp(0.0, 1.0)
-    };
-    let values = (0..cells).flat_map(|cell| (0..3).map(move |index| (cell, index))).map(|(cell, i)| colour(cell, i));
-    Some(Pixels { frames: 1, height, width, values: values.collect() })
-}
