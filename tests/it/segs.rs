@@ -285,10 +285,10 @@ async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Re
         change(job.sampler.get_or_insert_default());
         job
     };
-    check(sampler(|sampler| sampler.sampler_name = "oiler".into()), "segs_detail.sampler_name", "euler").await?;
-    check(sampler(|sampler| sampler.denoise = Some(0.0)), "segs_detail.denoise", "0.0001").await?;
-    check(sampler(|sampler| sampler.cfg = Some(f64::NAN)), "segs_detail.cfg", "NaN").await?;
-    check(sampler(|sampler| sampler.seed = u64::MAX), "segs_detail.seed", "64 bits").await?;
+    check(sampler(|sampler| sampler.sampler_name = "oiler".into()), "segs_detail.sampler.sampler_name", "euler").await?;
+    check(sampler(|sampler| sampler.denoise = Some(0.0)), "segs_detail.sampler.denoise", "0.0001").await?;
+    check(sampler(|sampler| sampler.cfg = Some(f64::NAN)), "segs_detail.sampler.cfg", "NaN").await?;
+    check(sampler(|sampler| sampler.seed = u64::MAX), "segs_detail.sampler.seed", "64 bits").await?;
     let pipe = v1::BasicPipe { checkpoint: "none".into(), ..pipe("").unwrap_or_default() };
     let job = v1::SegsDetailJob { basic_pipe: Some(pipe), ..good.clone() };
     check(job, "segs_detail.basic_pipe.checkpoint", "none").await?;
@@ -303,14 +303,14 @@ async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Re
     let outside = with_segs(|seg| seg.crop_region = vec![200, 200, 240, 240]);
     check(outside, "segs_detail.segs.segs[1].crop_region", "outside").await?;
     let flat = with_segs(|seg| seg.bbox = vec![40.0, 24.0, 40.0, 72.0]);
-    check(flat, "segs_detail.segs.segs[1].bbox", "no width").await?;
+    check(flat, "segs_detail.segs[1].bbox", "no width").await?;
     let mask = source(&farm, "mask.png", &png(30, 20)).await?;
     let from_mask =
         v1::SegsSource { source: Some(segs_source::Source::Mask(v1::MaskToSegs { mask, ..Default::default() })) };
     let job = v1::SegsDetailJob { segs: Some(from_mask), ..good.clone() };
     check(job, "segs_detail.segs.mask.mask", "30x20").await?;
     let huge = v1::SegsDetailJob { guide_size: Some(16384.0), max_size: Some(16384.0), ..good.clone() };
-    check(huge, "segs_detail.segs.segs[0].crop_region", "would fit").await?;
+    check(huge, "segs_detail.segs[0].crop_region", "would fit").await?;
 
     // Nothing to do is no mistake.
     let none = v1::SegsSource { source: Some(segs_source::Source::Segs(v1::Segs::default())) };

@@ -244,7 +244,7 @@ async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
     farm.publish_when_declared(&farm.order(0)).await;
     let report = farm.report().await;
     let Outcome::OutOfMemory { message } = &report.outcome else { panic!("{report:?}") };
-    assert_eq!(message, "a 8x8 tile needs about 2 bytes of memory, and the device has 1");
+    assert_eq!(message, "8x8 pixels need about 2 bytes of memory, and the device has 1");
 
     farm.publish(&farm.order(8)).await;
     let report = farm.report().await;
