@@ -285,7 +285,8 @@ async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Re
         change(job.sampler.get_or_insert_default());
         job
     };
-    check(sampler(|sampler| sampler.sampler_name = "oiler".into()), "segs_detail.sampler.sampler_name", "euler").await?;
+    check(sampler(|sampler| sampler.sampler_name = "oiler".into()), "segs_detail.sampler.sampler_name", "euler")
+        .await?;
     check(sampler(|sampler| sampler.denoise = Some(0.0)), "segs_detail.sampler.denoise", "0.0001").await?;
     check(sampler(|sampler| sampler.cfg = Some(f64::NAN)), "segs_detail.sampler.cfg", "NaN").await?;
     check(sampler(|sampler| sampler.seed = u64::MAX), "segs_detail.sampler.seed", "64 bits").await?;
