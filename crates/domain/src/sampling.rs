@@ -133,7 +133,7 @@ impl Default for KSampler {
 pub enum SchedulerFunc {
     /// The GITS table.
     Gits {
-        /// Which of its tables, 0.8 to 1.5.
+        /// Which of its tables: 1.2, the only one that workers have.
         coeff: f64,
         /// How much of it is used, 0 to 1.
         denoise: f64,
@@ -168,7 +168,8 @@ impl KSampler {
         match &self.scheduler_func {
             None => known_name(format!("{at}.scheduler"), "scheduler", &self.scheduler, SCHEDULERS.iter().copied()),
             Some(SchedulerFunc::Gits { coeff, denoise }) => {
-                in_range(format!("{at}.scheduler_func.gits.coeff"), *coeff, 0.8, 1.5)?;
+                // Of the reference's tables, workers have this one.
+                in_range(format!("{at}.scheduler_func.gits.coeff"), *coeff, 1.2, 1.2)?;
                 in_range(format!("{at}.scheduler_func.gits.denoise"), *denoise, 0.0, 1.0)
             }
             Some(SchedulerFunc::List { sigmas }) => {
@@ -225,6 +226,10 @@ mod tests {
         assert_eq!(field(&KSampler { sampler_name: "oiler".into(), ..good.clone() }), Err("job.sampler_name".into()));
         let odd = KSampler { scheduler: "odd".into(), ..good.clone() };
         assert_eq!(field(&odd), Err("job.scheduler".into()));
+        let gits = |coeff| Some(SchedulerFunc::Gits { coeff, denoise: 1.0 });
+        assert_eq!(field(&KSampler { scheduler_func: gits(1.2), ..good.clone() }), Ok(()));
+        let other = field(&KSampler { scheduler_func: gits(1.3), ..good.clone() });
+        assert_eq!(other, Err("job.scheduler_func.gits.coeff".into()), "another table");
         let list = Some(SchedulerFunc::List { sigmas: vec![1.0, 0.0] });
         assert_eq!(field(&KSampler { scheduler_func: list, ..odd }), Ok(()), "nobody asks for the scheduler");
         let last = KSampler { seed: u64::MAX - 1, ..good };
