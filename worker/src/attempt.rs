@@ -125,9 +125,10 @@ impl Setback {
         let message = format!("{:#}", error.into());
         match verdict {
             Verdict::Fail => Self::Failed(message),
-            Verdict::Retry | Verdict::Lost => Self::Retrying(message),
+            Verdict::Retry => Self::Retrying(message),
             Verdict::RetryOrReplan => Self::Crowded(message),
             Verdict::Replan => Self::OutOfMemory(message),
+            Verdict::Lost(key) => Self::Lost { keys: vec![key], message },
             Verdict::Cancelled => match watch.stop() {
                 Some(stop) => stop.into(),
                 None => Self::Retrying(message), // it stopped without being asked to
@@ -328,10 +329,7 @@ impl Bench {
 
     async fn fetch(&self, order: &Order, watch: &Watch) -> Result<Work, Setback> {
         let work = persist("store", FetchError::is_passing, || self.fetcher.fetch(order)).await;
-        work.map_err(|error| match error {
-            FetchError::Lost { key } => Setback::Lost { keys: vec![key], message: error.to_string() },
-            error => Setback::of(error.verdict(), error, watch),
-        })
+        work.map_err(|error| Setback::of(error.verdict(), error, watch))
     }
 
     async fn put(&self, result: &Key, pixels: Bytes) -> Result<(), Setback> {
@@ -397,8 +395,7 @@ fn render(
         return Err(RenderError::WrongLength { expected, found: samples.len() });
     }
     watch.tell(1.0);
-    let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
-    Ok((bytes.into(), start.elapsed()))
+    Ok((imaging::bytes::to_le(&samples).into(), start.elapsed()))
 }
 
 /// What a thread says that died.

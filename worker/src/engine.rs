@@ -16,7 +16,7 @@ use std::{
 use domain::{
     digest::Digest,
     region::{Region, Size},
-    task::{ComputeClass, LatentSteps, LatentTask, Redraw, SegTask},
+    task::{ComputeClass, LatentSteps, LatentTask, Redraw, ResultKey, SegTask},
 };
 use imaging::{frames::Frames, mask::Mask};
 use models::error::ModelError;
@@ -220,8 +220,8 @@ pub enum Verdict {
     RetryOrReplan,
     /// The job must be planned anew with smaller tiles: pixels never depend on whose memory is how large.
     Replan,
-    /// It must wait until what it needs was made again.
-    Lost,
+    /// It must wait until this result, which it needs, was made again.
+    Lost(ResultKey),
     /// It was dropped on request.
     Cancelled,
 }

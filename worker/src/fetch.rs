@@ -128,7 +128,7 @@ impl FetchError {
             | Self::Pixels { .. }
             | Self::Length { .. }
             | Self::Numbers { .. } => Verdict::Fail,
-            Self::Lost { .. } => Verdict::Lost,
+            Self::Lost { key } => Verdict::Lost(*key),
             Self::Disk { .. } | Self::Died(_) => Verdict::Retry,
         }
     }
@@ -207,16 +207,10 @@ impl Fetcher {
         let crop = async {
             match seg.pixels {
                 Some(pixels) => self.picture(pixels).await,
-                None => self.crop(&context.base, seg, context.feather).await,
+                None => self.under_work(&context.base, seg.region, &seg.below, context.feather).await,
             }
         };
-        let mask = async {
-            match seg.mask {
-                Some(mask) => self.mask(mask).await.map(Some),
-                None => Ok(None),
-            }
-        };
-        let (crop, mask, inputs) = tokio::try_join!(crop, mask, self.named(named))?;
+        let (crop, mask, inputs) = tokio::try_join!(crop, self.mask_if_any(seg.mask), self.named(named))?;
         let (context, seg) = (context.clone(), seg.clone());
         Ok(Work::Redraw(Box::new(RedrawWork { context, seg, crop, mask, inputs })))
     }
@@ -230,12 +224,6 @@ impl Fetcher {
             runs.iter().for_each(|run| named.pipe(&run.basic_pipe));
             mask = *of_runs;
         }
-        let mask = async {
-            match mask {
-                Some(mask) => self.mask(mask).await.map(Some),
-                None => Ok(None),
-            }
-        };
         let from = async {
             let values = link.size.pixels().saturating_mul(4);
             match &link.from {
@@ -249,17 +237,12 @@ impl Fetcher {
                 LatentFrom::Result(key) => Ok(LatentInput::Latent(self.numbers(Origin::Result(*key), values).await?)),
             }
         };
-        let (from, mask, inputs) = tokio::try_join!(from, mask, self.named(named))?;
+        let (from, mask, inputs) = tokio::try_join!(from, self.mask_if_any(mask), self.named(named))?;
         let (context, link) = (context.clone(), link.clone());
         Ok(Work::Latent(Box::new(engine::LatentWork { context, link, from, mask, inputs })))
     }
 
-    /// A segment's pixels, with all that lies below it.
-    async fn crop(&self, base: &Base, seg: &SegTask, feather: u32) -> Result<Frames, FetchError> {
-        self.under_work(base, seg.region, &seg.below, feather).await
-    }
-
-    /// A region of a picture under work.
+    /// A region of a picture under work, with all that lies below it.
     async fn under_work(
         &self,
         base: &Base,
@@ -308,6 +291,13 @@ impl Fetcher {
         let of = Origin::Artifact(mask.digest);
         let values = self.numbers(of, mask.size.pixels()).await?;
         Mask::new(1, mask.size, values).map_err(|source| FetchError::Numbers { key: of.key(), source })
+    }
+
+    async fn mask_if_any(&self, mask: Option<MaskRef>) -> Result<Option<Mask>, FetchError> {
+        match mask {
+            Some(mask) => self.mask(mask).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn picture(&self, pixels: PixelsRef) -> Result<Frames, FetchError> {

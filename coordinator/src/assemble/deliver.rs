@@ -10,7 +10,7 @@ use domain::{
     document::{Document, DocumentControl, DocumentSeg, MaskSource, RunLengths, Source},
     job::Artifact,
     nodes::{LatentSource, LatentUpscale, SegsDetail},
-    picture::{Color, Format, Sample},
+    picture::{Color, Format},
     pipe::{ControlNet, MaskRef, PixelsRef},
     plan::segs::{Delivered, Fate, delivered, detail_base},
     region::Size,
@@ -20,18 +20,14 @@ use domain::{
 use futures::StreamExt as _;
 use imaging::{
     base::{Origin, Piece},
-    bytes::{to_u8, to_u16},
     encode::{EncodeOptions, Encoder},
+    pack::pack_mask,
     raster::RasterInfo,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::NamedTempFile;
 
-use super::{
-    AssembleError, Assembler,
-    image::{Image, are_bytes},
-    read::all,
-};
+use super::{AssembleError, Assembler, image::Image, read::all};
 
 /// How many files are made at once.
 const CONCURRENT_FILES: usize = 4;
@@ -98,11 +94,7 @@ impl Assembler {
             let file = NamedTempFile::new_in(&folder);
             let file = file.map_err(|source| AssembleError::Scratch { folder: folder.clone(), source })?;
             let handle = file.reopen().map_err(|source| AssembleError::Scratch { folder, source })?;
-            let (sample, rows) = if are_bytes(&values) {
-                (Sample::U8, values.into_iter().map(to_u8).collect::<Vec<u8>>())
-            } else {
-                (Sample::U16, values.into_iter().flat_map(|value| to_u16(value).to_le_bytes()).collect())
-            };
+            let (sample, rows) = pack_mask(&values);
             let options = EncodeOptions::new(Format::Png, Color::Grey, sample);
             let mut encoder = Encoder::new(handle, mask.size.width, mask.size.height, options, &limits)?;
             encoder.write_rows(&rows)?;

@@ -16,7 +16,7 @@ use domain::{
 };
 use imaging::{
     base::{BaseWindow, Origin, Piece},
-    bytes::from_u8,
+    bytes::are_bytes,
     encode::EncodeOptions,
     pack::pack,
     raster::RasterInfo,
@@ -60,11 +60,6 @@ impl Band {
             Self::Base(window, bytes) => window.compose(&bytes)?.data,
         })
     }
-}
-
-/// Whether every sample is a byte's, `k / 255`.
-pub(super) fn are_bytes(samples: &[f32]) -> bool {
-    samples.iter().all(|&sample| from_u8((sample * 255.0).round() as u8) == sample)
 }
 
 impl Assembler {

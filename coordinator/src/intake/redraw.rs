@@ -10,7 +10,6 @@ use domain::{
         LatentSource, LatentUpscale, PipedSampler, Rendering, Samplers, SegsDetail, SegsUpscale, TiledModel,
         TwoSamplers,
     },
-    picture::{Color, Format, Sample},
     pipe::PixelsRef,
     region::Size,
     task::ComputeClass,
@@ -207,12 +206,7 @@ impl Intake {
         self.check_result(&format!("{at}.upscale_factor"), job.result())?;
         self.check_room(&job.rendering.class, |has_bytes| job.check_room(weights_bytes, has_bytes))?;
         if job.decode {
-            match &job.source {
-                LatentSource::Picture(picture) => self.check_redrawn(at, &job.rendering, picture, job.result())?,
-                LatentSource::Latent(latent) => {
-                    self.check_redrawn(at, &job.rendering, &picture_of(latent), job.result())?;
-                }
-            }
+            self.check_redrawn(at, &job.rendering, &job.source.picture(), job.result())?;
         }
         Ok((JobKind::LatentUpscale(Box::new(job)), warnings))
     }
@@ -327,18 +321,6 @@ fn read_latent(checkpoint: &Checkpoint) -> Result<Vec<f32>, String> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
         false => Err("it holds a value that is infinite or no number".to_owned()),
-    }
-}
-
-/// The picture that a latent would be of, where nobody says how it is to be written.
-fn picture_of(latent: &PixelsRef) -> Picture {
-    Picture {
-        name: "latent".to_owned(),
-        digest: latent.digest,
-        size: latent.size,
-        color: Color::Rgb,
-        sample: Sample::U8,
-        format: Format::Png,
     }
 }
 

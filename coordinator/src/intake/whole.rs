@@ -8,7 +8,7 @@ use domain::{
     region::Size,
 };
 use imaging::{
-    bytes::{from_u8, from_u16},
+    bytes::{from_u8, from_u16, to_le},
     decode::{DecodeError, decode_rows},
     frames::Frames,
     mask::Mask,
@@ -87,7 +87,7 @@ impl Intake {
 
     /// Keeps numbers in the store, under their digest.
     pub(super) async fn keep(&self, values: &[f32]) -> Result<Digest, Refusal> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = to_le(values);
         let digest = Digest::of(&bytes);
         self.store.put(&Key::new(layout::artifact(digest))?, bytes.into()).await?;
         Ok(digest)

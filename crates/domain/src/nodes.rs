@@ -1,6 +1,6 @@
 //! The jobs that redraw pictures, with the reference's parameter names and defaults (detailers.md, sections 5, 6 and 8).
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use crate::{
     check::{Invalid, Warning, Wrong, in_range},
     cost,
     job::{Model, Output, Picture, Precision, Reproducibility},
+    picture::{Color, Format, Sample},
     pipe::{BasicPipe, MaskRef, PixelsRef, Weights},
     region::{Region, Size},
     resize::ResizeMethod,
@@ -634,6 +635,25 @@ pub enum LatentSource {
     Picture(Picture),
     /// A latent: 4 channels of `f32` each as large as `size` says.
     Latent(PixelsRef),
+}
+
+impl LatentSource {
+    /// The picture; of a latent, one as it would be of, where nobody says how it is to be written.
+    pub fn picture(&self) -> Cow<'_, Picture> {
+        let latent = match self {
+            Self::Picture(picture) => return Cow::Borrowed(picture),
+            Self::Latent(latent) => latent,
+        };
+        let Size { width, height } = latent.size;
+        Cow::Owned(Picture {
+            name: "latent".to_owned(),
+            digest: latent.digest,
+            size: Size::new(width.saturating_mul(LATENT_PIXELS), height.saturating_mul(LATENT_PIXELS)),
+            color: Color::Rgb,
+            sample: Sample::U8,
+            format: Format::Png,
+        })
+    }
 }
 
 /// An iterative latent upscale, resolved: a chain of steps, each of which enlarges the pixels and redraws the latent.

@@ -37,6 +37,11 @@ pub fn dequantise(bytes: &[u8]) -> Vec<f32> {
     bytes.iter().map(|&byte| from_u8(byte)).collect()
 }
 
+/// Whether every sample is a byte's, `k / 255`.
+pub fn are_bytes(samples: &[f32]) -> bool {
+    samples.iter().all(|&sample| from_u8(to_u8(sample)) == sample)
+}
+
 /// The `f32` samples that lie in the store as little-endian bytes; what is left over of a last one is dropped.
 pub fn from_le(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|&sample| f32::from_le_bytes(sample)).collect()

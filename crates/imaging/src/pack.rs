@@ -1,7 +1,7 @@
 //! The way back from the three channels of a network to those of the picture, and from floats to its samples.
 
 use crate::{
-    bytes::{to_u8, to_u16},
+    bytes::{are_bytes, quantise, to_u8, to_u16},
     picture::{Color, Sample},
 };
 
@@ -12,6 +12,14 @@ use crate::{
 #[inline]
 pub fn luma([red, green, blue]: [f32; 3]) -> f32 {
     green + 0.299 * (red - green) + 0.114 * (blue - green)
+}
+
+/// The samples of a mask as grey: of 8 bits where these hold its values, else of 16.
+pub fn pack_mask(values: &[f32]) -> (Sample, Vec<u8>) {
+    match are_bytes(values) {
+        true => (Sample::U8, quantise(values)),
+        false => (Sample::U16, values.iter().flat_map(|&value| to_u16(value).to_le_bytes()).collect()),
+    }
 }
 
 /// The samples of colours, and of alpha where there is one, in the native layout.

@@ -5,12 +5,12 @@ use std::path::Path;
 use anyhow::Context as _;
 use domain::region::Size;
 use imaging::{
-    bytes::{from_u8, to_u8, to_u16},
     decode::{decode_rows, probe},
     encode::{EncodeOptions, Encoder},
     frames::Frames,
     mask::Mask,
-    picture::{Color, Format, Limits, Sample},
+    pack::pack_mask,
+    picture::{Color, Format, Limits},
     raster::{BandWriter, RasterInfo, Window},
 };
 
@@ -61,11 +61,7 @@ pub fn write(rows: &[u8], size: Size, options: EncodeOptions, path: &Path, limit
 
 /// Writes a mask as a grey PNG: of 8 bits where these hold its values, else of 16.
 pub fn write_mask(values: &[f32], size: Size, path: &Path, limits: &Limits) -> anyhow::Result<()> {
-    let fits = values.iter().all(|&value| from_u8(to_u8(value)) == value);
-    let (sample, rows) = match fits {
-        true => (Sample::U8, values.iter().map(|&value| to_u8(value)).collect()),
-        false => (Sample::U16, values.iter().flat_map(|&value| to_u16(value).to_le_bytes()).collect::<Vec<u8>>()),
-    };
+    let (sample, rows) = pack_mask(values);
     write(&rows, size, EncodeOptions::new(Format::Png, Color::Grey, sample), path, limits)
         .with_context(|| format!("cannot write `{}`", path.display()))
 }

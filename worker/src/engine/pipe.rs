@@ -89,6 +89,19 @@ impl Inputs {
         Ok(File::new(digest.short(), self.open(digest)?))
     }
 
+    /// What the networks of a pipe are loaded from, but for control nets.
+    fn model_files(&self, pipe: &BasicPipe) -> Result<ModelFiles, DetailError> {
+        let lora = |Lora { weights, strength_model, strength_clip }: &Lora| {
+            let (file, strength_model, strength_clip) = (self.named(weights.digest)?, *strength_model, *strength_clip);
+            Ok::<_, DetailError>(LoraFile { file, strength_model, strength_clip })
+        };
+        Ok(ModelFiles {
+            vae: pipe.vae.as_ref().map(|vae| self.named(vae.digest)).transpose()?,
+            loras: pipe.loras.iter().map(lora).collect::<Result<_, _>>()?,
+            ..ModelFiles::single(self.named(pipe.checkpoint.weights.digest)?)
+        })
+    }
+
     /// The mask of this digest.
     pub(super) fn mask(&self, digest: Digest) -> Result<&Mask, DetailError> {
         self.masks.get(&digest).ok_or(DetailError::NotFetched { digest })
@@ -124,27 +137,19 @@ impl DeviceEngine {
         pipe: &BasicPipe,
         inputs: &Inputs,
     ) -> Result<Arc<Model>, DetailError> {
-        let backend = self.processor.backend(precision);
-        let mut model_files = ModelFiles::single(inputs.named(pipe.checkpoint.weights.digest)?);
-        model_files.vae = pipe.vae.as_ref().map(|vae| inputs.named(vae.digest)).transpose()?;
-        let plain = BasicPipe { loras: Vec::new(), ..pipe.clone() };
-        let key = Key { files: files(&plain), recipe: None, precision };
+        let plain_pipe = BasicPipe { loras: Vec::new(), ..pipe.clone() };
+        let key = Key { files: files(&plain_pipe), recipe: None, precision };
         let plain = self.loaded.get_or_make(&key, || {
-            Ok::<_, DetailError>((Model::load(&model_files, &backend)?, inputs.size_of(&key.files)?))
+            let model = Model::load(&inputs.model_files(&plain_pipe)?, &self.processor.backend(precision))?;
+            Ok::<_, DetailError>((model, inputs.size_of(&key.files)?))
         })?;
         if pipe.loras.is_empty() {
             return Ok(plain);
         }
-        let lora = |Lora { weights, strength_model, strength_clip }: &Lora| {
-            let (file, strength_model, strength_clip) =
-                (inputs.named(weights.digest)?, *strength_model, *strength_clip);
-            Ok::<_, DetailError>(LoraFile { file, strength_model, strength_clip })
-        };
-        model_files.loras = pipe.loras.iter().map(lora).collect::<Result<_, _>>()?;
         let strengths: Vec<_> = pipe.loras.iter().map(|lora| (lora.strength_model, lora.strength_clip)).collect();
         let key = Key { files: files(pipe), recipe: Some(Digest::of_json(&strengths)), precision };
         self.loaded.get_or_make(&key, || {
-            let model = plain.with_loras(&model_files)?;
+            let model = plain.with_loras(&inputs.model_files(pipe)?)?;
             // What they do not change is shared with the plain one; who knows how little that is.
             Ok((model, inputs.size_of(&key.files)?))
         })
@@ -227,13 +232,14 @@ impl DeviceEngine {
         pipe: &BasicPipe,
         inputs: &Inputs,
     ) -> Result<Vec<ControlPart>, DetailError> {
-        let backend = self.processor.backend(precision);
         let part = |net: &ControlNet| {
             let digest = net.weights.digest;
+            let base = pipe.checkpoint.weights.digest;
             // One that holds no more than a difference is loaded upon the checkpoint.
-            let key = Key { files: vec![digest, pipe.checkpoint.weights.digest], recipe: None, precision };
-            let (checkpoint, base) = (inputs.open(digest)?, inputs.open(pipe.checkpoint.weights.digest)?);
+            let key = Key { files: vec![digest, base], recipe: None, precision };
             let loaded = self.loaded.get_or_make(&key, || {
+                let (checkpoint, base) = (inputs.open(digest)?, inputs.open(base)?);
+                let backend = self.processor.backend(precision);
                 let load = controlnet::ControlNet::load_beside(&checkpoint, Some(&base), &backend);
                 let net = load.map_err(|source| DetailError::ControlNet { model: digest, source })?;
                 Ok::<_, DetailError>((net, inputs.size_of(&[digest])?))

@@ -16,7 +16,7 @@ use imaging::{
     flows::{Diffusion, Redrawing, TwoSamplersMasks, upscale_with_model_then_scale},
     frames::{Frames, PixelError},
     mask::Mask,
-    resample::ScaleMethod,
+    resample::{self, ScaleMethod},
     tiled::upscale_with_model,
 };
 use models::{
@@ -90,9 +90,15 @@ pub enum DetailError {
     /// The networks failed.
     #[error(transparent)]
     Redraw(#[from] RedrawError),
-    /// The network that enlarges pixels failed.
+    /// The device, or the network that enlarges pixels, failed.
     #[error(transparent)]
-    Upscale(Box<RenderError>),
+    Render(Box<RenderError>),
+}
+
+impl From<RenderError> for DetailError {
+    fn from(error: RenderError) -> Self {
+        Self::Render(error.into())
+    }
 }
 
 impl DetailError {
@@ -114,7 +120,7 @@ impl DetailError {
     /// What becomes of the task.
     pub fn verdict(&self) -> Verdict {
         match (self, self.model_error()) {
-            (Self::Upscale(error), _) => error.verdict(),
+            (Self::Render(error), _) => error.verdict(),
             (_, Some(ModelError::Interrupted)) => Verdict::Cancelled,
             (_, Some(ModelError::OutOfMemory(_))) => Verdict::Replan,
             (_, Some(ModelError::Device(_))) => Verdict::Retry,
@@ -258,9 +264,7 @@ pub fn latent_step(
     let shown = frames(latent.decode(vae, tile_size, &share(0.0, 0.15))?)?;
     let enlarged = match upscale {
         Some(upscale) => upscale_with_model_then_scale(&shown, to, scale_method, upscale)?,
-        None => {
-            upscale_with_model_then_scale(&shown, to, scale_method, |picture| Ok::<_, DetailError>(picture.clone()))?
-        }
+        None => resample::common_upscale(&shown, to, scale_method, resample::Crop::Disabled)?,
     };
     let mut latent = LatentValues::encode(vae, &pixels(&enlarged), tile_size, &share(0.25, 0.05))?;
     let masks = mask.map(|mask| {
@@ -328,21 +332,20 @@ impl DeviceEngine {
         &self,
         precision: Precision,
         size: Size,
-        work: impl Fn(Precision) -> Result<Vec<f32>, Failure>,
+        work: impl Fn(Precision) -> Result<Vec<f32>, DetailError>,
     ) -> Result<Vec<f32>, RenderError> {
         let done = match work(precision) {
-            Err(Failure::Detail(error)) if error.is_overflow() && precision != Precision::Exact => {
+            Err(error) if error.is_overflow() && precision != Precision::Exact => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "numbers of 16 bits were too short: doing a task again in f32");
                 work(Precision::Exact)
             }
             done => done,
         };
-        let values = done.map_err(|failure| match failure {
-            Failure::Render(error) => error,
-            Failure::Detail(DetailError::Upscale(error)) => *error,
-            Failure::Detail(source) if source.verdict() == Verdict::Cancelled => RenderError::Interrupted,
-            Failure::Detail(source) => RenderError::Detail { size, source },
+        let values = done.map_err(|error| match error {
+            DetailError::Render(error) => *error,
+            source if source.verdict() == Verdict::Cancelled => RenderError::Interrupted,
+            source => RenderError::Detail { size, source },
         })?;
         match values.iter().all(|value| value.is_finite()) {
             true => Ok(values),
@@ -350,7 +353,7 @@ impl DeviceEngine {
         }
     }
 
-    fn redraw_as(&self, precision: Precision, work: &RedrawWork, watch: &Watch) -> Result<Vec<f32>, Failure> {
+    fn redraw_as(&self, precision: Precision, work: &RedrawWork, watch: &Watch) -> Result<Vec<f32>, DetailError> {
         let RedrawWork { context, seg, crop, mask, inputs } = work;
         let follow = |done: f64| watch.tell(done as f32);
         let part =
@@ -375,7 +378,7 @@ impl DeviceEngine {
             // Whether there is a mask or not: without one it changes nothing.
             differential: (context.noise_mask_feather > 0).then(DifferentialDiffusion::default),
             inpaint_model: context.inpaint_model,
-            ..redraw_with(&base, &context.sampler).map_err(DetailError::from)?
+            ..redraw_with(&base, &context.sampler)?
         };
         let redrawing = redrawing(context, seg, mask.as_ref());
         let size = (seg.size.height as usize, seg.size.width as usize);
@@ -387,10 +390,12 @@ impl DeviceEngine {
             SegsNode::Detailer => &seen[context.basic_pipe.control_nets.len()..],
             SegsNode::Upscaler => &[],
         };
-        Ok(kept.iter().fold(redrawn.data, |values, picture| [values, picture.data.clone()].concat()))
+        let mut values = redrawn.data;
+        kept.iter().for_each(|picture| values.extend_from_slice(&picture.data));
+        Ok(values)
     }
 
-    fn latent_as(&self, precision: Precision, work: &LatentWork, watch: &Watch) -> Result<Vec<f32>, Failure> {
+    fn latent_as(&self, precision: Precision, work: &LatentWork, watch: &Watch) -> Result<Vec<f32>, DetailError> {
         let LatentWork { context, link, from, mask, inputs } = work;
         let LatentTask { size, work, .. } = link;
         let follow = |done: f64| watch.tell(done as f32);
@@ -410,18 +415,16 @@ impl DeviceEngine {
         match work {
             Work::Encode => {
                 let LatentInput::Picture(picture) = from else {
-                    return Err(DetailError::Lacks { part: "picture to begin with" }.into());
+                    return Err(DetailError::Lacks { part: "picture to begin with" });
                 };
                 let (height, width) = (picture.height, picture.width);
                 let needs_bytes = vae.layout().encode_bytes(engine, 1, height, width);
                 let _room = self.take_room(picture.size(), needs_bytes, watch)?;
-                let latent = LatentValues::encode(&vae, &pixels(picture), tile_size, &follow);
-                Ok(latent.map_err(DetailError::from)?.values)
+                Ok(LatentValues::encode(&vae, &pixels(picture), tile_size, &follow)?.values)
             }
             Work::Decode => {
                 let _room = self.take_room(link.pixels(), decode_bytes(&vae, engine, *size, tile_size), watch)?;
-                let shown = latent()?.decode(&vae, tile_size, &follow);
-                Ok(shown.map_err(DetailError::from)?.values)
+                Ok(latent()?.decode(&vae, tile_size, &follow)?.values)
             }
             Work::Step { to, runs, .. } => {
                 let prepare = |run: &LatentRun| {
@@ -435,7 +438,7 @@ impl DeviceEngine {
                     let redraw = Redraw { controls, ..redraw_with(pipe, &run.sampler)? };
                     Ok::<_, ScheduleError>((redraw, run.sampler.seed, run.part))
                 });
-                let ready = ready.collect::<Result<Vec<_>, _>>().map_err(DetailError::from)?;
+                let ready = ready.collect::<Result<Vec<_>, _>>()?;
                 let sides = (to.height as usize, to.width as usize);
                 let largest = prepared.iter().map(|(pipe, controls)| {
                     let nets = controls.iter().map(|control| &*control.net);
@@ -445,7 +448,7 @@ impl DeviceEngine {
                 let _room = self.take_room(*to, needs_bytes, watch)?;
                 let upscaler = context.upscale_model.map(|model| {
                     let weights = inputs.files.get(&model).ok_or(DetailError::NotFetched { digest: model })?;
-                    self.upscaler(model, precision, weights).map_err(|error| DetailError::Upscale(error.into()))
+                    self.upscaler(model, precision, weights).map_err(DetailError::from)
                 });
                 let upscaler: Option<Arc<Upscaler>> = upscaler.transpose()?;
                 let mut upscale =
@@ -480,23 +483,5 @@ pub fn redrawing<'a>(context: &Context, seg: &SegTask, mask: Option<&'a Mask>) -
         noise_mask_feather: context.noise_mask_feather.into(),
         cycle: context.cycle as usize,
         seed: seg.seed,
-    }
-}
-
-/// Why a task came to nothing: because of the device, or of what it was to do.
-enum Failure {
-    Render(RenderError),
-    Detail(DetailError),
-}
-
-impl From<RenderError> for Failure {
-    fn from(error: RenderError) -> Self {
-        Self::Render(error)
-    }
-}
-
-impl From<DetailError> for Failure {
-    fn from(error: DetailError) -> Self {
-        Self::Detail(error)
     }
 }

@@ -4,6 +4,7 @@ use domain::{
     digest::Digest,
     job::{Job, Timestamp},
     layout,
+    picture::{Color, Format, Sample},
     pipe::MaskRef,
     plan::plan,
     region::Region,

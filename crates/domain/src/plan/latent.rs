@@ -5,10 +5,7 @@
 
 use crate::{
     digest::Digest,
-    job::Picture,
     nodes::{LatentSource, LatentUpscale, Samplers},
-    picture::{Color, Format, Sample},
-    pipe::PixelsRef,
     plan::{Needs, Plan, PlanError, place, segs::picture_encoding, whole},
     region::Size,
     task::{
@@ -58,10 +55,7 @@ pub fn plan_latent_upscale(job: &LatentUpscale) -> Result<Plan, PlanError> {
     let pixels = Size::new(size.width * 8, size.height * 8); // `check` saw to it that they fit
     let context = match (key, &job.source) {
         (Some(key), source) if job.decode => {
-            let encoding = match source {
-                LatentSource::Picture(picture) => picture_encoding(AT, rendering, picture, pixels)?,
-                LatentSource::Latent(latent) => picture_encoding(AT, rendering, &picture_of(latent), pixels)?,
-            };
+            let encoding = picture_encoding(AT, rendering, &source.picture(), pixels)?;
             Context::Encode { revision: PASTE_REVISION, pixels: key, size: pixels, encoding }
         }
         _ => Context::Deliver { revision: DELIVER_REVISION, content: Digest::of_json(&("latent", size, from)) },
@@ -69,18 +63,6 @@ pub fn plan_latent_upscale(job: &LatentUpscale) -> Result<Plan, PlanError> {
     let (context, _) = plan.context(context, 0);
     plan.task(context, whole(pixels), needs);
     Ok(plan)
-}
-
-/// The picture that a latent would be of, where nobody says how it is to be written.
-fn picture_of(latent: &PixelsRef) -> Picture {
-    Picture {
-        name: "latent".to_owned(),
-        digest: latent.digest,
-        size: Size::new(latent.size.width.saturating_mul(8), latent.size.height.saturating_mul(8)),
-        color: Color::Rgb,
-        sample: Sample::U8,
-        format: Format::Png,
-    }
 }
 
 /// A chain under construction.
@@ -123,7 +105,7 @@ mod tests {
     use super::*;
     use crate::{
         nodes::{FullSamplerSchedule, PipedSampler, PkHook, StepMode, TwoSamplers},
-        pipe::MaskRef,
+        pipe::{MaskRef, PixelsRef},
         plan::segs::tests::{picture, pipe, rendering, weights},
         resize::ResizeMethod,
         sampling::KSampler,

@@ -12,7 +12,7 @@ use super::{
     controlnet::ControlNet,
     guidance::Prompts,
     model::{File, LoadError, Model, ModelFiles},
-    redraw::{mask_tensor, memory_bytes},
+    redraw::{hidden_from_inpaint_model, maps, mask_tensor, memory_bytes},
     samplers::{self, SampleError, Sampler},
     sampling::{KSampler, Latent, Task, ksampler},
     schedule::{self, ScheduleError, Scheduler},
@@ -430,18 +430,15 @@ impl Checked<'_> {
                 let samples = Tensor::zeros(shape, DType::F32, &Device::Cpu).map_err(ModelError::from)?;
                 return Ok((Latent::new(samples), None));
             }
-            Start::Picture(picture) => picture.picture("picture")?,
+            Start::Picture(picture) => maps(picture)?,
         };
-        let picture = picture.permute((0, 3, 1, 2)).and_then(|maps| maps.contiguous()).map_err(ModelError::from)?;
         let Some(mask) = &request.mask else {
             return Ok((Latent::new(encode_picture(vae, &picture, request.vae_tile, watch)?), None));
         };
         let mask = mask_tensor(mask)?;
         if model.purpose == Purpose::Inpaint {
-            let inpaint = vae.encode_for_inpaint_model(&picture, &mask, watch)?;
-            let mask = inpaint.concat_mask.squeeze(1).map_err(ModelError::from)?;
-            let latent = Latent { noise_mask: Some(mask.clone()), ..Latent::new(inpaint.latents) };
-            return Ok((latent, Some(Concat { latent_image: inpaint.concat_latent_image, mask })));
+            let (latent, concat) = hidden_from_inpaint_model(vae, &picture, &mask, watch)?;
+            return Ok((latent, Some(concat)));
         }
         // The whole mask is brought to the size of the latent, also where the picture was cut, as the reference does.
         let latent = Latent::new(encode_picture(vae, &picture, request.vae_tile, watch)?);

@@ -166,13 +166,11 @@ impl Redraw<'_> {
         let mask = noise_mask.map(mask_tensor).transpose()?;
         let latent = match mask.filter(|_| self.inpaint_model) {
             Some(mask) if self.base.model.purpose == Purpose::Inpaint => {
-                let inpaint = vae.encode_for_inpaint_model(&picture, &mask, watch)?;
-                let mask = inpaint.concat_mask.squeeze(1).map_err(ModelError::from)?;
-                let concat = Concat { latent_image: inpaint.concat_latent_image, mask: mask.clone() };
+                let (latent, concat) = hidden_from_inpaint_model(vae, &picture, &mask, watch)?;
                 for conditioning in positive.iter_mut().chain(&mut negative) {
                     conditioning.concat = Some(concat.clone());
                 }
-                Latent { noise_mask: Some(mask), ..Latent::new(inpaint.latents) }
+                latent
             }
             Some(mask) => {
                 // The network has no use for what is hidden, but its mask has gone the same way.
@@ -317,8 +315,21 @@ fn vae_of(model: &Model) -> Result<&Vae> {
 }
 
 /// Pictures as networks take them, [n, 3, h, w].
-fn maps(picture: &Pixels) -> ModelResult<Tensor> {
+pub(super) fn maps(picture: &Pixels) -> ModelResult<Tensor> {
     Ok(picture.picture("picture")?.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// The latent of pictures, [n, 3, h, w], that an inpainting network is to redraw where a mask, [n, h, w], is, and what it sees of them.
+pub(super) fn hidden_from_inpaint_model(
+    vae: &Vae,
+    pictures: &Tensor,
+    mask: &Tensor,
+    watch: &dyn Watch,
+) -> ModelResult<(Latent, Concat)> {
+    let inpaint = vae.encode_for_inpaint_model(pictures, mask, watch)?;
+    let mask = inpaint.concat_mask.squeeze(1)?;
+    let concat = Concat { latent_image: inpaint.concat_latent_image, mask: mask.clone() };
+    Ok((Latent { noise_mask: Some(mask), ..Latent::new(inpaint.latents) }, concat))
 }
 
 /// Masks, [n, h, w].
