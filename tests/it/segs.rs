@@ -304,14 +304,14 @@ async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Re
     let outside = with_segs(|seg| seg.crop_region = vec![200, 200, 240, 240]);
     check(outside, "segs_detail.segs.segs[1].crop_region", "outside").await?;
     let flat = with_segs(|seg| seg.bbox = vec![40.0, 24.0, 40.0, 72.0]);
-    check(flat, "segs_detail.segs[1].bbox", "no width").await?;
+    check(flat, "segs_detail.segs.segs[1].bbox", "no width").await?;
     let mask = source(&farm, "mask.png", &png(30, 20)).await?;
     let from_mask =
         v1::SegsSource { source: Some(segs_source::Source::Mask(v1::MaskToSegs { mask, ..Default::default() })) };
     let job = v1::SegsDetailJob { segs: Some(from_mask), ..good.clone() };
     check(job, "segs_detail.segs.mask.mask", "30x20").await?;
     let huge = v1::SegsDetailJob { guide_size: Some(16384.0), max_size: Some(16384.0), ..good.clone() };
-    check(huge, "segs_detail.segs[0].crop_region", "would fit").await?;
+    check(huge, "segs_detail.segs.segs[0].crop_region", "would fit").await?;
 
     // Nothing to do is no mistake.
     let none = v1::SegsSource { source: Some(segs_source::Source::Segs(v1::Segs::default())) };

@@ -27,7 +27,7 @@ use weights::checkpoint::Checkpoint;
 use super::{
     Intake,
     pipe::{Network, Takes},
-    segs::Ground,
+    segs::{Ground, Laid},
 };
 use crate::{
     auto_tile,
@@ -66,6 +66,7 @@ impl Intake {
         };
         let laid = self.segs(&format!("{at}.segs"), request.segs, ground).await?;
         weights_bytes += laid.weights_bytes;
+        let submitted = Laid::as_submitted(laid.are_given());
         let job = SegsDetail {
             picture,
             segs: laid.segs,
@@ -76,9 +77,9 @@ impl Intake {
             paste: request.paste,
             rendering,
         };
-        let warnings = laid.warnings.into_iter().chain(job.check()?);
+        let warnings = laid.warnings.into_iter().chain(job.check().map_err(submitted)?);
         let warnings = warnings.map(|warning| warning.to_string()).collect();
-        self.check_room(&job.rendering.class, |has_bytes| job.check_room(weights_bytes, has_bytes))?;
+        self.check_room(&job.rendering.class, |has_bytes| job.check_room(weights_bytes, has_bytes).map_err(submitted))?;
         if job.paste.is_some() {
             self.check_redrawn(at, &job.rendering, &job.picture, job.picture.size)?;
         }
@@ -119,10 +120,11 @@ impl Intake {
         };
         let laid = self.segs(&format!("{at}.segs"), request.segs, ground).await?;
         let weights_bytes = pipe.weights_bytes + laid.weights_bytes;
+        let submitted = Laid::as_submitted(laid.are_given());
         job.segs = laid.segs;
-        let warnings = laid.warnings.into_iter().chain(job.check()?);
+        let warnings = laid.warnings.into_iter().chain(job.check().map_err(submitted)?);
         let warnings = warnings.map(|warning| warning.to_string()).collect();
-        self.check_room(&job.rendering.class, |has_bytes| job.check_room(weights_bytes, has_bytes))?;
+        self.check_room(&job.rendering.class, |has_bytes| job.check_room(weights_bytes, has_bytes).map_err(submitted))?;
         self.check_redrawn(at, &job.rendering, &job.picture, size)?;
         Ok((JobKind::SegsUpscale(Box::new(job)), warnings))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use domain::{
-    check::Warning,
+    check::{Invalid, Warning},
     pipe::{ControlNet, Family},
     region::{Corners, Region, Size},
     segs::{MAX_SEGS, Place, Placed, Prompts, Seg, Segs},
@@ -52,6 +52,23 @@ pub(super) struct Laid {
     pub weights_bytes: u64,
     /// Things worth knowing.
     pub warnings: Vec<Warning>,
+    /// Whether the segments were submitted as such, so that what is wrong with one has a field.
+    are_given: bool,
+}
+
+impl Laid {
+    /// Names a field of a resolved job as whoever submitted it knows it: given segments lie a message deeper.
+    pub(super) fn as_submitted(are_given: bool) -> impl Fn(Invalid) -> Invalid + Copy {
+        move |invalid| match are_given {
+            true => Invalid { field: invalid.field.replacen(".segs[", ".segs.segs[", 1), ..invalid },
+            false => invalid,
+        }
+    }
+
+    /// Whether the segments were submitted as such.
+    pub(super) fn are_given(&self) -> bool {
+        self.are_given
+    }
 }
 
 /// A segment with its pixels, before it is laid on a picture.
@@ -124,7 +141,7 @@ impl Intake {
     async fn lay_given(&self, at: &str, given: GivenSegs, ground: Ground) -> Result<Laid, Refusal> {
         let GivenSegs { size, segs } = given;
         let mut pictures = ControlPictures::default();
-        let mut laid = Laid::default();
+        let mut laid = Laid { are_given: true, ..Laid::default() };
         for (index, request) in segs.into_iter().enumerate() {
             let at_seg = format!("{at}[{index}]");
             let (found, weights_bytes) = self.bring_in(&at_seg, request, size, ground, &mut pictures).await?;

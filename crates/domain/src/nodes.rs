@@ -671,7 +671,8 @@ pub struct LatentUpscale {
     pub scale_method: ResizeMethod,
     /// The VAE between latents and pixels, or a checkpoint with one.
     pub vae: Weights,
-    /// Encodes and decodes in tiles of `tile_size`.
+    /// Encodes and decodes in tiles of `tile_size`; with `reference_quirks` only between the steps, and not the picture that it begins
+    /// with or ends in.
     pub use_tiled_vae: bool,
     /// The side of those tiles in pixels, 130 to 4096.
     pub tile_size: u32,

@@ -400,6 +400,8 @@ impl DeviceEngine {
         let LatentTask { size, work, .. } = link;
         let follow = |done: f64| watch.tell(done as f32);
         let tile_size = context.tile_size.map(|tile| tile as usize);
+        // The reference goes in tiles between the steps, but not at the ends.
+        let at_ends = tile_size.filter(|_| !context.reference_quirks);
         let vae = self.vae(precision, context.vae, inputs)?;
         let engine = self.processor.backend(precision).engine();
         let latent = || match from {
@@ -420,11 +422,11 @@ impl DeviceEngine {
                 let (height, width) = (picture.height, picture.width);
                 let needs_bytes = vae.layout().encode_bytes(engine, 1, height, width);
                 let _room = self.take_room(picture.size(), needs_bytes, watch)?;
-                Ok(LatentValues::encode(&vae, &pixels(picture), tile_size, &follow)?.values)
+                Ok(LatentValues::encode(&vae, &pixels(picture), at_ends, &follow)?.values)
             }
             Work::Decode => {
-                let _room = self.take_room(link.pixels(), decode_bytes(&vae, engine, *size, tile_size), watch)?;
-                Ok(latent()?.decode(&vae, tile_size, &follow)?.values)
+                let _room = self.take_room(link.pixels(), decode_bytes(&vae, engine, *size, at_ends), watch)?;
+                Ok(latent()?.decode(&vae, at_ends, &follow)?.values)
             }
             Work::Step { to, runs, .. } => {
                 let prepare = |run: &LatentRun| {

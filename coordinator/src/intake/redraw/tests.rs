@@ -324,7 +324,7 @@ async fn a_crop_that_no_worker_has_room_for_is_refused_with_the_size_that_would_
     let mut job = detail_job(picture, given(0, 0, vec![seg([0, 0, 64, 64])]));
     (job.guide_size, job.max_size) = (Some(1024.0), Some(1024.0));
     let (field, why) = door.refused(Kind::SegsDetail(job)).await;
-    assert_eq!(field, "segs_detail.segs[0].crop_region");
+    assert_eq!(field, "segs_detail.segs.segs[0].crop_region");
     assert!(why.contains("redrawing 1024x1024 pixels") && why.contains("would fit"), "{why}");
 }
 
