@@ -159,6 +159,33 @@ async fn three_workers_redraw_the_same_bytes_as_one() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_of_one_size_are_redrawn_as_batches_to_the_same_bytes() -> Result<()> {
+    let Some(services) = services() else { return Ok(()) };
+    let redraw = async |farm: Farm| -> Result<(Vec<String>, String)> {
+        farm.add_model("tiny", &checkpoint()).await?;
+        let seg = |n: i64| {
+            let (x, y) = (n % 3 * 32, n / 3 * 32);
+            v1::Seg { crop_region: vec![x, y, x + 32, y + 32], label: format!("part {n}"), ..Default::default() }
+        };
+        let segs = v1::Segs { width: 96, height: 80, segs: (0..6).map(seg).collect() };
+        let job = v1::SegsDetailJob {
+            segs: Some(v1::SegsSource { source: Some(segs_source::Source::Segs(segs)) }),
+            batch_size: 1,
+            ..segs_detail(&farm, 12).await?
+        };
+        let want = digests(&done(&farm, Kind::SegsDetail(job)).await?);
+        Ok((want, farm.logs()))
+    };
+    let single = Farm::with_workers(&services, 1).start().await?;
+    let batched = Farm::with_workers(&services, 1).set("TESSERA_SLOTS", "1").set("TESSERA_BATCH", "4");
+    let (want, _) = redraw(single).await?;
+    let (found, logs) = redraw(batched.start().await?).await?;
+    assert_eq!(found, want);
+    assert!(logs.contains("rendering tasks as a batch"), "{logs}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_lost_in_the_middle_of_a_chain_costs_a_step() -> Result<()> {
     let Some(services) = services() else { return Ok(()) };
     let quick = farm(&services, 1).await?;

@@ -4,16 +4,12 @@
 //! report is safe with the broker before the order is acknowledged. A worker that dies in between costs time, never a
 //! tile.
 
-use std::{
-    any::Any,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::{
-    job::Precision,
+    job::{Precision, Priority},
     task::{
         ComputeClass, Context, DECODE_REVISION, LATENT_REVISION, LatentFrom, Part, Place, REDRAW_REVISION, ResultKey,
         UPSCALE_REVISION,
@@ -22,16 +18,17 @@ use domain::{
 use proto::farm::{Names, Order, Outcome, Report};
 use service::telemetry;
 use store::{Key, Store, StoreError};
-use tokio::{sync::Semaphore, task::spawn_blocking, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
     board::{Board, Held},
-    engine::{Engine, RenderError, Stop, Verdict, Watch, Work, list},
+    engine::{Engine, Stop, Verdict, Watch, Work, list},
     fetch::{FetchError, Fetcher, store_verdict},
     metrics::Metrics,
     patience::{Pauses, persist},
+    turns::{Ticket, Turns, Wish},
 };
 
 /// Everything that the attempts of one worker share.
@@ -54,8 +51,8 @@ pub struct Bench {
     pub delivery_limit: u32,
     /// How long to wait after a failure.
     pub pauses: Pauses,
-    /// The right to render: as many permits as slots.
-    pub slots: Arc<Semaphore>,
+    /// Where tasks wait for the device.
+    pub turns: Arc<Turns>,
     /// Cancelled when nothing new is begun.
     pub shutdown: CancellationToken,
     /// Cancelled when what was begun is dropped.
@@ -161,8 +158,8 @@ impl From<Stop> for Setback {
 }
 
 impl Bench {
-    /// Deals with `delivery` and settles it.
-    pub async fn serve(&self, delivery: Delivery) {
+    /// Deals with `delivery`, of a queue of `priority`, and settles it.
+    pub async fn serve(&self, delivery: Delivery, priority: Priority) {
         let order = match Order::decode(&delivery.message.body) {
             Ok(order) => order,
             Err(error) => {
@@ -181,17 +178,17 @@ impl Bench {
         );
         let headers = &delivery.message.headers;
         telemetry::set_parent(&span, headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        self.serve_order(&order, delivery).instrument(span).await;
+        self.serve_order(&order, delivery, priority).instrument(span).await;
     }
 
-    async fn serve_order(&self, order: &Order, delivery: Delivery) {
+    async fn serve_order(&self, order: &Order, delivery: Delivery, priority: Priority) {
         let attempt = delivery.attempt;
         let Some(held) = self.board.take(order, &self.leaving) else {
             debug!("dropped a revoked order");
             self.metrics.ended(Setback::Revoked.name());
             return settle(delivery, Settlement::Ack).await;
         };
-        let ended = self.attempt(order, &held).await;
+        let ended = self.attempt(order, &held, priority).await;
         self.note(&ended);
         let is_last = attempt >= self.delivery_limit;
         let (outcome, mut settlement) = conclusion(ended, is_last);
@@ -244,7 +241,7 @@ impl Bench {
     }
 
     /// Brings the result of `order` into the store, if it is not there.
-    async fn attempt(&self, order: &Order, held: &Held) -> Result<Stored, Setback> {
+    async fn attempt(&self, order: &Order, held: &Held, priority: Priority) -> Result<Stored, Setback> {
         let class = self.class_for(order)?.clone();
         let watch = &held.watch;
         let result = Key::new(order.result_key().path()).expect("digests make a key");
@@ -253,17 +250,12 @@ impl Bench {
         }
         let fetch = self.fetch(order, watch).instrument(info_span!("fetch"));
         let work = self.unless_stopped(watch, fetch).await??;
-        let slot = self.unless_stopped(watch, self.slots.clone().acquire_owned()).await?;
-        let slot = slot.expect("the slots are never closed");
-        let (pixels, elapsed) = {
-            let (engine, watch, span) = (self.engine.clone(), watch.clone(), info_span!("render"));
-            let work = spawn_blocking(move || {
-                let _slot = slot; // until the thread is done, whoever waits for it
-                span.in_scope(|| render(&*engine, &class, &work, &watch))
-            });
-            let rendered = work.await.unwrap_or_else(|died| Err(panicked(died)));
-            rendered.map_err(|error| Setback::of(error.verdict(), error, &held.watch))?
-        };
+        let Ticket { begun, done } =
+            self.turns.enter(Wish { priority, dispatch: order.dispatch, class, work, watch: watch.clone() });
+        // Until its turn comes it can be dropped; from then on the engine hears when to stop.
+        self.unless_stopped(watch, begun).await?.expect("every place in line has its turn");
+        let rendered = done.await.expect("whatever has begun is answered");
+        let (pixels, elapsed) = rendered.map_err(|error| Setback::of(error.verdict(), error, watch))?;
         // A revocation that comes this late saves nothing, and the result may be of use to another job.
         self.unless_leaving(self.put(&result, pixels).instrument(info_span!("put"))).await??;
         Ok(Stored { found: false, elapsed })
@@ -376,40 +368,6 @@ impl Bench {
 /// How large the result of `order` is.
 fn result_bytes(order: &Order) -> u64 {
     order.context.result_bytes(&order.part).unwrap_or(0) // none: no result of a worker's
-}
-
-/// Renders on this thread: the result as it is stored, little-endian, and how long it took.
-fn render(
-    engine: &dyn Engine,
-    class: &ComputeClass,
-    work: &Work,
-    watch: &Watch,
-) -> Result<(Bytes, Duration), RenderError> {
-    if !watch.tell(0.0) {
-        return Err(RenderError::Interrupted);
-    }
-    let start = Instant::now();
-    let samples = engine.render(class, work, watch)?;
-    let expected = work.output_values();
-    if samples.len() != expected {
-        return Err(RenderError::WrongLength { expected, found: samples.len() });
-    }
-    watch.tell(1.0);
-    Ok((imaging::bytes::to_le(&samples).into(), start.elapsed()))
-}
-
-/// What a thread says that died.
-fn panicked(died: tokio::task::JoinError) -> RenderError {
-    let message = match died.try_into_panic() {
-        Ok(panic) => panic_message(&*panic),
-        Err(cancelled) => cancelled.to_string(),
-    };
-    RenderError::Panicked { message }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 fn store_setback(error: StoreError) -> Setback {

@@ -8,6 +8,7 @@ mod room;
 mod upscale;
 
 use std::{
+    any::Any,
     collections::HashMap,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
@@ -36,6 +37,18 @@ pub trait Engine: Send + Sync {
     ///
     /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`].
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
+
+    /// Renders tasks that go with one another ([`Work::goes_with`]) at once, where the device gains from that; as [`Engine::render`]
+    /// does each, in their order.
+    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)]) -> Vec<Result<Vec<f32>, RenderError>> {
+        tasks.iter().map(|(work, watch)| self.render(class, work, watch)).collect()
+    }
+}
+
+/// What a panic says.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 /// The names of `classes`, for people.
@@ -74,6 +87,24 @@ impl Work {
             Self::Upscale(work) => work.rgb.len() * work.scale as usize * work.scale as usize,
             Self::Redraw(work) => values(work.context.result_bytes(&work.seg)),
             Self::Latent(work) => values(work.link.result_bytes()),
+        }
+    }
+
+    /// The weights files that it needs, each once.
+    pub fn models(&self) -> impl Iterator<Item = &Digest> {
+        let (one, several) = match self {
+            Self::Upscale(work) => (Some(&work.model), None),
+            Self::Redraw(work) => (None, Some(work.inputs.files.keys())),
+            Self::Latent(work) => (None, Some(work.inputs.files.keys())),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    /// Whether it and `other` can be a batch: segments of one job, redrawn at one size.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Redraw(own), Self::Redraw(other)) => own.seg.size == other.seg.size && own.context == other.context,
+            _ => false,
         }
     }
 }

@@ -70,6 +70,12 @@ pub enum FetchError {
         /// Which.
         key: ResultKey,
     },
+    /// What intake put into the store, a decoded picture or a mask, is gone.
+    #[error("`{key}` is gone from the store: submit the job again, which puts it there anew")]
+    Gone {
+        /// Where it lay.
+        key: String,
+    },
     /// The pixels of a region cannot be composed.
     #[error("{region} of a picture under work cannot be composed")]
     Pixels {
@@ -122,7 +128,8 @@ impl FetchError {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Store(error) => store_verdict(error),
-            Self::RasterInfo { .. }
+            Self::Gone { .. }
+            | Self::RasterInfo { .. }
             | Self::Raster { .. }
             | Self::WrongModel { .. }
             | Self::Pixels { .. }
@@ -141,6 +148,7 @@ impl FetchError {
             | Self::Raster { .. }
             | Self::WrongModel { .. }
             | Self::Disk { .. }
+            | Self::Gone { .. }
             | Self::Lost { .. }
             | Self::Pixels { .. }
             | Self::Length { .. }
@@ -272,6 +280,7 @@ impl Fetcher {
             (Err(StoreError::NotFound { .. } | StoreError::OutOfRange { .. }), Origin::Result(key)) => {
                 Err(FetchError::Lost { key })
             }
+            (Err(StoreError::NotFound { .. }), of) => Err(FetchError::Gone { key: of.key() }),
             (Err(error), _) => Err(error.into()),
         }
     }

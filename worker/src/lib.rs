@@ -22,5 +22,6 @@ pub mod run;
 #[cfg(test)]
 mod tests;
 pub mod topology;
+mod turns;
 
 pub use run::{run, run_with};

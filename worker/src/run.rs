@@ -12,6 +12,7 @@ use domain::{
     task::{Pace, Place},
 };
 use futures::{
+    FutureExt as _,
     future::select_all,
     stream::{self, BoxStream, StreamExt as _},
 };
@@ -39,8 +40,11 @@ use crate::{
     metrics::Metrics,
     patience::{FIRST_PAUSE, Pauses},
     topology::topology,
+    turns::Turns,
 };
 
+/// How many tasks more than are rendered have their inputs brought, so that there is a choice of what is rendered next.
+const AHEAD: usize = 2;
 /// The shortest time between two signs of life, however many tasks begin and end.
 const BEAT_PAUSE: Duration = Duration::from_millis(100);
 /// How long what was interrupted may take to notice.
@@ -122,19 +126,23 @@ pub async fn run_with(
             // One short task more than there are slots is in hand, so that its inputs come while others are rendered. The
             // price is paid when this worker sits on a task that an idle one could begin: at the end of a job, or when
             // it waits behind more urgent ones. On the queues that everybody shares, that price is too high, and so it is
-            // for long tasks, on whose results others may wait.
+            // for long tasks, on whose results others may wait: unless they are to be rendered as batches, none waits here.
             let is_ahead = pace == Pace::Short && place != Place::AnyWorker;
-            let prefetch = config.slots + usize::from(is_ahead);
+            let prefetch = match pace {
+                Pace::Short => config.slots + usize::from(is_ahead),
+                Pace::Long => config.slots.saturating_mul(config.batch),
+            };
             let consumer = broker.consume(&queue, u16::try_from(prefetch).unwrap_or(u16::MAX)).await;
             equals.push(deliveries(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?));
         }
-        queues.push(equals);
+        queues.push((priority, equals));
     }
     let classes = list(classes);
     let models = DiskCache::open(&config.model_cache, config.model_cache_bytes)?;
     let metrics = Metrics::new();
     let bench = Arc::new(Bench {
         worker: config.id,
+        turns: Turns::new(engine.clone(), config.slots, config.batch),
         engine,
         broker,
         names,
@@ -143,7 +151,6 @@ pub async fn run_with(
         store,
         delivery_limit: config.delivery_limit,
         pauses: Pauses::new(FIRST_PAUSE),
-        slots: Arc::new(Semaphore::new(config.slots)),
         shutdown: context.shutdown.child_token(),
         leaving: CancellationToken::new(),
         metrics,
@@ -151,8 +158,9 @@ pub async fn run_with(
     info!(worker.id = bench.worker, classes, slots = config.slots, "taking tasks");
     context.health.ready("worker");
     let teller = Teller { bench: bench.clone(), started: now() };
+    let seats = config.slots.saturating_mul(config.batch).saturating_add(AHEAD).min(Semaphore::MAX_PERMITS);
     let result = tokio::select! {
-        result = work(&bench, queues, config.slots + 1, config.grace) => result,
+        result = work(&bench, queues, seats, config.grace) => result,
         error = hear(revocations, &bench.board) => Err(error).context("can no longer hear revocations"),
         never = teller.tell_every(config.beat_interval) => match never {},
     };
@@ -164,7 +172,7 @@ pub async fn run_with(
 /// Takes tasks and deals with them, at most `seats` at a time, until the shutdown; then drains.
 async fn work(
     bench: &Arc<Bench>,
-    mut queues: Vec<Vec<Deliveries>>,
+    mut queues: Vec<(Priority, Vec<Deliveries>)>,
     seats: usize,
     grace: Duration,
 ) -> anyhow::Result<()> {
@@ -173,13 +181,13 @@ async fn work(
     let take = async {
         loop {
             let seat = seats.clone().acquire_owned().await.expect("the seats are never closed");
-            let delivery = match take(&mut queues).await {
-                Ok(delivery) => delivery,
+            let (priority, delivery) = match take(&mut queues).await {
+                Ok(taken) => taken,
                 Err(error) => break error,
             };
             let bench = bench.clone();
             attempts.spawn(async move {
-                bench.serve(delivery).await;
+                bench.serve(delivery, priority).await;
                 drop(seat);
             });
             while let Some(ended) = attempts.try_join_next() {
@@ -218,12 +226,14 @@ fn deliveries(consumer: Box<dyn Consumer>) -> Deliveries {
 
 /// Waits for the next delivery, the most urgent first: `queues` come in that order, those of equal priority together.
 /// These take turns at being asked first.
-async fn take(queues: &mut [Vec<Deliveries>]) -> Result<Delivery, BrokerError> {
-    for equals in &mut *queues {
+async fn take(queues: &mut [(Priority, Vec<Deliveries>)]) -> Result<(Priority, Delivery), BrokerError> {
+    for (_, equals) in &mut *queues {
         equals.rotate_right(1);
     }
-    let (delivery, ..) = select_all(queues.iter_mut().flatten().map(|queue| queue.next())).await;
-    delivery.expect("a queue has no end")
+    let each = queues.iter_mut().flat_map(|(priority, equals)| equals.iter_mut().map(|queue| (*priority, queue)));
+    let (taken, ..) = select_all(each.map(|(priority, queue)| queue.next().map(move |next| (priority, next)))).await;
+    let (priority, delivery) = taken;
+    Ok((priority, delivery.expect("a queue has no end")?))
 }
 
 async fn all(attempts: &mut JoinSet<()>) {
@@ -322,18 +332,19 @@ mod tests {
     async fn urgent_tasks_come_first_and_queues_of_equal_priority_take_turns() {
         let broker = MemoryBroker::new();
         let mut queues = Vec::new();
-        for equals in [vec!["urgent"], vec!["own", "shared"]] {
+        for (priority, equals) in [(Priority::High, vec!["urgent"]), (Priority::Low, vec!["own", "shared"])] {
             let mut streams = Vec::new();
             for queue in equals {
                 broker.declare(&QueueSpec::new(queue)).await.unwrap();
                 broker.publish_many(queue, vec![Message::new(queue, ""), Message::new(queue, "")]).await.unwrap();
                 streams.push(deliveries(broker.consume(queue, 1).await.unwrap()));
             }
-            queues.push(streams);
+            queues.push((priority, streams));
         }
         let mut taken = Vec::new();
         for _ in 0..6 {
-            let delivery = take(&mut queues).await.unwrap();
+            let (priority, delivery) = take(&mut queues).await.unwrap();
+            assert_eq!(priority == Priority::High, delivery.message.id == "urgent");
             taken.push(delivery.message.id.clone());
             delivery.ack().await.unwrap();
         }

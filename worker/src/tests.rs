@@ -13,7 +13,7 @@ use std::{
 };
 
 use broker::Broker as _;
-use domain::{digest::Digest, layout, region::Region, task::Place};
+use domain::{digest::Digest, job::Priority, layout, region::Region, task::Place};
 use proto::farm::{Order, Outcome, Revocation};
 use service::config;
 use store::{Key, Store as _};
@@ -100,7 +100,7 @@ async fn an_order_is_settled_only_when_result_and_report_are_safe() {
     let bench = farm.bench(ScriptedEngine::new(|work, _| Ok(black(work)))).await;
     let order = farm.order(0);
     let (delivery, seen) = farm.watched_delivery(&order);
-    bench.serve(delivery).await;
+    bench.serve(delivery, Priority::Normal).await;
     let seen = seen.await.unwrap();
     assert_eq!(seen.outcome, broker::Outcome::Done);
     assert!(seen.is_stored, "the result comes before the acknowledgement");
@@ -188,7 +188,7 @@ async fn a_task_that_fails_again_and_again_ends_in_the_dead_queue() {
     farm.publish(&order).await;
     let mut consumer = farm.broker.consume(&farm.queue(&order), 1).await.unwrap();
     for attempt in 1..=harness::DELIVERY_LIMIT {
-        bench.serve(within(consumer.next()).await.unwrap()).await;
+        bench.serve(within(consumer.next()).await.unwrap(), Priority::Normal).await;
         let report = farm.report().await;
         let Outcome::Retrying { message } = report.outcome else { panic!("{report:?}") };
         assert_eq!((report.attempt, &*message), (attempt, "the engine panicked: the card is on fire"));
@@ -203,7 +203,7 @@ async fn a_pause_after_a_failure_ends_when_the_worker_stops() {
     bench.pauses = Pauses::new(Duration::MAX);
     let (delivery, mut seen) = farm.watched_delivery(&farm.order(0));
     let shutdown = bench.shutdown.clone();
-    let serving = tokio::spawn(async move { bench.serve(delivery).await });
+    let serving = tokio::spawn(async move { bench.serve(delivery, Priority::Normal).await });
     assert!(matches!(farm.report().await.outcome, Outcome::Retrying { .. }));
     assert!(seen.try_recv().is_err(), "it is still in hand");
     shutdown.cancel();
@@ -224,7 +224,7 @@ async fn a_task_without_room_is_tried_again_and_after_the_last_attempt_the_job_i
     let mut consumer = farm.broker.consume(&farm.queue(&order), 1).await.unwrap();
     let mut replanned = Vec::new();
     for _ in 0..harness::DELIVERY_LIMIT {
-        bench.serve(within(consumer.next()).await.unwrap()).await;
+        bench.serve(within(consumer.next()).await.unwrap(), Priority::Normal).await;
         replanned.push(matches!(farm.report().await.outcome, Outcome::OutOfMemory { .. }));
     }
     assert_eq!(replanned, [false, false, true]);
@@ -260,6 +260,17 @@ async fn what_cannot_be_rendered_is_reported_and_not_tried_again() {
     );
     worker.stop().await.unwrap();
     assert_eq!((farm.depth(&farm.order(0)).await, farm.reports_left().await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_picture_that_is_gone_is_told_with_the_way_out() {
+    let farm = Farm::new().await;
+    let lost = farm.lose_band(0).await;
+    let worker = farm.start(ScriptedEngine::new(|work, _| Ok(black(work))));
+    farm.publish_when_declared(&farm.order(0)).await;
+    let Outcome::Failed { message } = farm.report().await.outcome else { panic!("it cannot be rendered") };
+    assert_eq!(message, format!("`{lost}` is gone from the store: submit the job again, which puts it there anew"));
+    worker.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //! - [`unet`] says what is noise in a latent, [`vae`] makes latents of pictures and pictures of latents, [`controlnet`] steers
 //!   the first by a picture.
 //! - [`text`] makes of a prompt what a network is conditioned with; [`conditioning`] says where, when and how strongly it counts.
-//! - [`guidance`] is one call of the denoiser: all prompts, areas and masks of a noise level.
+//! - [`guidance`] is one call of the denoiser: all prompts, areas and masks of a noise level; [`batch`] joins such calls of
+//!   several runs.
 //! - [`samplers`] go from noise to a latent, down the noise levels that [`schedule`] chooses, with the noise of [`random`].
 //! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do; [`redraw`] takes these from
 //!   pixels to pixels.
@@ -14,6 +15,7 @@
 //!
 //! This module knows no job: tensors in, tensors out. Start reading at [`sampling::run`].
 
+pub mod batch;
 pub mod conditioning;
 pub mod controlnet;
 pub mod detail;

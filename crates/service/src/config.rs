@@ -116,6 +116,8 @@ pub struct Worker {
     pub cpu: Option<String>,
     /// Tasks that are rendered at once, from 1.
     pub slots: usize,
+    /// Segments of one size and job that are redrawn at once by a slot, from 1.
+    pub batch: usize,
     /// Where models are kept on disk.
     pub model_cache: PathBuf,
     /// The most that the models on disk may take, in bytes.
@@ -339,6 +341,7 @@ impl Raw {
                     "" => Ok(device.default_slots()),
                     text => at_least_one(text),
                 })?,
+                batch: self.read("batch", at_least_one)?,
                 model_cache: self.read("model_cache", |text| match text {
                     "" => Ok(cache.join("models")),
                     text => folder(text),

@@ -2,14 +2,21 @@
 //!
 //! What it renders with them is in [`super::upscale`] and [`super::redraw`].
 
+use std::{any::Any, thread};
+
 use anyhow::Context as _;
 use domain::{digest::Digest, region::Size, task::ComputeClass};
-use models::processor::{CpuLevel, Kind, Mode, Precision, Processor};
+use models::{
+    diffusion::batch::{self, Seat},
+    processor::{CpuLevel, Kind, Mode, Precision, Processor},
+};
 use service::{config, report::Hinted as _};
+use tracing::Span;
 
 use super::{
     DeviceFacts, Engine, RenderError, Watch, Work,
     cache::Cache,
+    panic_message,
     room::{Promise, Room},
 };
 use crate::memory::{self, Memory};
@@ -102,11 +109,38 @@ impl DeviceEngine {
         needs_bytes: u64,
         watch: &Watch,
     ) -> Result<Option<Promise<'_>>, RenderError> {
-        let Some(memory) = self.memory() else { return Ok(None) };
         let waits = || watch.stop().is_none();
-        let promise = self.room.take(needs_bytes, memory.free_bytes, waits).ok_or(RenderError::Interrupted)?;
+        self.room_while(waits, size, needs_bytes)?.ok_or(RenderError::Interrupted)
+    }
+
+    /// As [`Self::take_room`], for who has a seat in a batch, and keeps it only where there is room beside the others: whoever waited
+    /// for them to end would have them wait for it.
+    pub(super) fn take_room_beside(
+        &self,
+        seat: Option<Seat>,
+        size: Size,
+        needs_bytes: u64,
+        watch: &Watch,
+    ) -> Result<(Option<Promise<'_>>, Option<Seat>), RenderError> {
+        if let Some(seat) = seat
+            && let Some(room) = self.room_while(|| false, size, needs_bytes)?
+        {
+            return Ok((room, Some(seat)));
+        }
+        Ok((self.take_room(size, needs_bytes, watch)?, None))
+    }
+
+    /// Waits for room as long as `waits`; `None` when there was none.
+    fn room_while(
+        &self,
+        waits: impl Fn() -> bool,
+        size: Size,
+        needs_bytes: u64,
+    ) -> Result<Option<Option<Promise<'_>>>, RenderError> {
+        let Some(memory) = self.memory() else { return Ok(Some(None)) };
+        let Some(promise) = self.room.take(needs_bytes, memory.free_bytes, waits) else { return Ok(None) };
         check_room(size, needs_bytes, self.memory().unwrap_or(memory))?;
-        Ok(Some(promise))
+        Ok(Some(Some(promise)))
     }
 }
 
@@ -178,9 +212,24 @@ impl Engine for DeviceEngine {
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError> {
         match work {
             Work::Upscale(work) => self.upscale(self.precision_of(class), work, watch),
-            Work::Redraw(work) => self.redraw(self.precision_of(class), work, watch),
+            Work::Redraw(work) => self.redraw(self.precision_of(class), work, watch, None),
             Work::Latent(work) => self.latent(self.precision_of(class), work, watch),
         }
+    }
+
+    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)]) -> Vec<Result<Vec<f32>, RenderError>> {
+        // Each has a thread and a seat: what they have in common is that they ask one network about as many pixels.
+        let each = |((work, watch), seat): (&(&Work, &Watch), Seat)| match work {
+            Work::Redraw(work) => self.redraw(self.precision_of(class), work, watch, Some(seat)),
+            _ => self.render(class, work, watch),
+        };
+        let span = Span::current();
+        thread::scope(|scope| {
+            let begin = |task| scope.spawn(|| span.in_scope(|| each(task)));
+            let begun: Vec<_> = tasks.iter().zip(batch::seats(tasks.len())).map(begin).collect();
+            let panicked = |panic: Box<dyn Any + Send>| RenderError::Panicked { message: panic_message(&*panic) };
+            begun.into_iter().map(|task| task.join().unwrap_or_else(|panic| Err(panicked(panic)))).collect()
+        })
     }
 }
 

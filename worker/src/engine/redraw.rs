@@ -3,7 +3,7 @@
 //! [`redraw`] and [`latent_step`] are what a task comes to once its networks are loaded; a test with networks of its own calls the
 //! same.
 
-use std::sync::Arc;
+use std::cell::Cell;
 
 use domain::{
     digest::Digest,
@@ -21,6 +21,7 @@ use imaging::{
 };
 use models::{
     diffusion::{
+        batch::Seat,
         detail::{Extent, Levels},
         generate::Pixels,
         guidance::DifferentialDiffusion,
@@ -160,6 +161,7 @@ pub fn redraw_with<'a>(base: &'a Pipe, sampler: &KSampler) -> Result<Redraw<'a>,
         cfg,
         differential: None,
         inpaint_model: false,
+        seat: None,
     })
 }
 
@@ -311,9 +313,10 @@ impl DeviceEngine {
         precision: Precision,
         work: &RedrawWork,
         watch: &Watch,
+        seat: Option<Seat>,
     ) -> Result<Vec<f32>, RenderError> {
-        let size = work.seg.size;
-        self.in_f32_if_need_be(precision, size, |precision| self.redraw_as(precision, work, watch))
+        let (size, seat) = (work.seg.size, Cell::new(seat));
+        self.in_f32_if_need_be(precision, size, |precision| self.redraw_as(precision, work, watch, seat.take()))
     }
 
     pub(super) fn latent(
@@ -353,7 +356,13 @@ impl DeviceEngine {
         }
     }
 
-    fn redraw_as(&self, precision: Precision, work: &RedrawWork, watch: &Watch) -> Result<Vec<f32>, DetailError> {
+    fn redraw_as(
+        &self,
+        precision: Precision,
+        work: &RedrawWork,
+        watch: &Watch,
+        seat: Option<Seat>,
+    ) -> Result<Vec<f32>, DetailError> {
         let RedrawWork { context, seg, crop, mask, inputs } = work;
         let follow = |done: f64| watch.tell(done as f32);
         let part =
@@ -372,19 +381,20 @@ impl DeviceEngine {
         };
         let nets = [&context.basic_pipe.control_nets[..], &seg.control_nets[..]].concat();
         let controls = self.controls(precision, &nets, &context.basic_pipe, inputs)?;
+        let size = (seg.size.height as usize, seg.size.width as usize);
+        let nets = controls.iter().map(|control| &*control.net);
+        let needs_bytes = memory_bytes(&base.model, nets, size, true, None);
+        let (_room, seat) = self.take_room_beside(seat, seg.size, needs_bytes, watch)?;
         let redraw = Redraw {
             refiner: refiner.as_ref().map(|(pipe, ratio)| (pipe, *ratio)),
             controls: &controls,
             // Whether there is a mask or not: without one it changes nothing.
             differential: (context.noise_mask_feather > 0).then(DifferentialDiffusion::default),
             inpaint_model: context.inpaint_model,
+            seat: seat.as_ref(),
             ..redraw_with(&base, &context.sampler)?
         };
         let redrawing = redrawing(context, seg, mask.as_ref());
-        let size = (seg.size.height as usize, seg.size.width as usize);
-        let nets = controls.iter().map(|control| &*control.net);
-        let needs_bytes = memory_bytes(&base.model, nets, size, true, None);
-        let _room = self.take_room(seg.size, needs_bytes, watch)?;
         let (redrawn, seen) = self::redraw(&redrawing, &redraw, crop, &follow, &mut |_| ())?;
         let kept = match context.node {
             SegsNode::Detailer => &seen[context.basic_pipe.control_nets.len()..],
@@ -450,9 +460,9 @@ impl DeviceEngine {
                 let _room = self.take_room(*to, needs_bytes, watch)?;
                 let upscaler = context.upscale_model.map(|model| {
                     let weights = inputs.files.get(&model).ok_or(DetailError::NotFetched { digest: model })?;
-                    self.upscaler(model, precision, weights).map_err(DetailError::from)
+                    Ok::<_, DetailError>(self.upscaler(model, precision, weights)?)
                 });
-                let upscaler: Option<Arc<Upscaler>> = upscaler.transpose()?;
+                let upscaler = upscaler.transpose()?;
                 let mut upscale =
                     upscaler.map(|upscaler| move |picture: &Frames| upscale_picture(&upscaler, picture, &follow));
                 let step = LatentStep {

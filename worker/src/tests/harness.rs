@@ -29,7 +29,7 @@ use service::config;
 use store::{ByteStream, EntryStream, Key, MemoryStore, Meta, Result, Store, StoreError, Writer};
 use tempfile::TempDir;
 use tokio::{
-    sync::{Mutex, Semaphore, oneshot},
+    sync::{Mutex, oneshot},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,7 @@ use crate::{
     patience::Pauses,
     run_with,
     topology::topology,
+    turns::Turns,
 };
 
 /// Attempts per task.
@@ -201,6 +202,7 @@ impl Farm {
             device: config::Device::Cpu,
             cpu: None,
             slots: 1,
+            batch: 1,
             model_cache: models.path().to_owned(),
             model_cache_bytes: 1 << 20,
             model_memory_bytes: 1 << 20,
@@ -212,6 +214,13 @@ impl Farm {
         };
         let beats = Mutex::new(broker.listen(&names.beats()).await.unwrap());
         Self { store, broker, config, names, beats, models }
+    }
+
+    /// Takes a band of the picture out of the store.
+    pub async fn lose_band(&self, index: u32) -> String {
+        let key = layout::raster_band(picture(), index);
+        self.store.delete(&Key::new(key.clone()).unwrap()).await.unwrap();
+        key
     }
 
     /// Starts the worker.
@@ -230,6 +239,7 @@ impl Farm {
         let models = DiskCache::open(self.models.path(), 1 << 20).unwrap();
         Bench {
             worker: "worker-1".to_owned(),
+            turns: Turns::new(engine.clone(), 1, 1),
             engine,
             store: self.store.clone(),
             broker: self.broker.clone(),
@@ -238,7 +248,6 @@ impl Farm {
             fetcher: Fetcher::new(self.store.clone(), models, Metrics::new()),
             delivery_limit: DELIVERY_LIMIT,
             pauses: Pauses::new(Duration::from_millis(1)),
-            slots: Arc::new(Semaphore::new(1)),
             shutdown: CancellationToken::new(),
             leaving: CancellationToken::new(),
             metrics: Metrics::new(),

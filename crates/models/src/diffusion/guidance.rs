@@ -11,6 +11,7 @@ use std::{
 use candle_core::{Device, Tensor, TensorId};
 
 use super::{
+    batch::Seat,
     conditioning::{Area, Conditioning, Control, Side, told},
     controlnet::{ControlNet, Residuals, hint_for},
     samplers::{Both, Denoiser},
@@ -32,6 +33,8 @@ pub struct Network<'a> {
     pub sampling: &'a ModelSampling,
     /// The factor from latents as an autoencoder makes them to those that the network knows.
     pub latent_scale: f64,
+    /// Where the calls of other runs go along, if they do.
+    pub seat: Option<&'a Seat>,
 }
 
 /// What a run is to show, and how much it is to obey.
@@ -547,8 +550,12 @@ impl<'a> Guidance<'a> {
         let residuals = self.residuals(&group[0].steering, sigma, inputs)?;
         let x = concat.map(|concat| Tensor::cat(&[&latents, &concat], 1)).transpose()?;
         let inputs = Inputs { x: x.as_ref().unwrap_or(&latents), ..inputs };
-        let out: Vec<f32> =
-            self.network.unet.forward(inputs, residuals.as_ref(), self.watch)?.flatten_all()?.to_vec1()?;
+        let Network { unet, seat, .. } = self.network;
+        let out = match seat {
+            Some(seat) => seat.forward(unet, inputs, residuals.as_ref(), self.watch)?,
+            None => unet.forward(inputs, residuals.as_ref(), self.watch)?,
+        };
+        let out: Vec<f32> = out.flatten_all()?.to_vec1()?;
         let (of_x, of_out) = sampling.denoised_factors(sigma);
         let denoised = |(&x, &out): (&f32, &f32)| (of_x * f64::from(x) + of_out * f64::from(out)) as f32;
         Ok(part.iter().cycle().zip(&out).map(denoised).collect())

@@ -231,7 +231,7 @@ impl Model {
 impl Model {
     /// What sampling takes of it.
     pub fn network(&self) -> guidance::Network<'_> {
-        guidance::Network { unet: &self.unet, sampling: &self.sampling, latent_scale: self.latent_scale }
+        guidance::Network { unet: &self.unet, sampling: &self.sampling, latent_scale: self.latent_scale, seat: None }
     }
 }
 

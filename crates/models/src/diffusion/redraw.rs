@@ -9,11 +9,12 @@ use candle_core::{Device, Tensor};
 use weights::detect::diffusion::Purpose;
 
 use super::{
+    batch::Seat,
     conditioning::{Concat, Conditioning, Control},
     controlnet::ControlNet,
     detail::{self, Extent, Levels, Refiner},
     generate::Pixels,
-    guidance::{DifferentialDiffusion, Prompts},
+    guidance::{DifferentialDiffusion, Network, Prompts},
     model::Model,
     samplers::{SampleError, Sampler, Step},
     sampling::{Latent, Task},
@@ -139,6 +140,8 @@ pub struct Redraw<'a> {
     pub differential: Option<DifferentialDiffusion>,
     /// Hides from an inpainting network what is redrawn.
     pub inpaint_model: bool,
+    /// Where the calls of other runs go along, if they do.
+    pub seat: Option<&'a Seat>,
 }
 
 /// A latent in work, with the prompts that it is redrawn by.
@@ -217,7 +220,7 @@ impl Redraw<'_> {
         let share = self.refiner.map_or(0.0, |(_, ratio)| ratio);
         let watches = [(0.0, 1.0 - share), (1.0 - share, share)].map(|(from, part)| Share { watch, from, part });
         let task = Task {
-            network: self.base.model.network(),
+            network: Network { seat: self.seat, ..self.base.model.network() },
             prompts: Prompts { positive: &canvas.positive, negative: &canvas.negative, cfg: self.cfg },
             sampler: self.sampler,
             seed,
@@ -226,7 +229,8 @@ impl Redraw<'_> {
         };
         let refine = self.refiner.map(|(pipe, ratio)| {
             let prompts = Prompts { positive: &pipe.positive, negative: &pipe.negative, cfg: self.cfg };
-            (Task { network: pipe.model.network(), prompts, differential: None, watch: &watches[1], ..task }, ratio)
+            let network = Network { seat: self.seat, ..pipe.model.network() };
+            (Task { network, prompts, differential: None, watch: &watches[1], ..task }, ratio)
         });
         let refiner = refine.as_ref().map(|(task, ratio)| Refiner { task, ratio: *ratio });
         let samples = detail::detail(&task, &self.levels, self.extent, refiner, &canvas.latent, preview)?;

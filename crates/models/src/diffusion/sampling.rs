@@ -92,7 +92,7 @@ pub fn run(
     if first == 0.0 {
         return Ok(unchanged());
     }
-    let Network { sampling, latent_scale, unet } = task.network;
+    let Network { sampling, latent_scale, unet, .. } = task.network;
     let shape = Shape::of(&latent.samples).map_err(SampleError::Model)?;
     if shape.count() == 0 || shape.c != unet.layout().out_channels {
         let (name, found) = ("latent", latent.samples.dims().to_vec());

@@ -18,26 +18,26 @@ use models::error::ModelError;
 use models::watch::{Unwatched, Watch};
 use weights::synthetic;
 
-static UNET: LazyLock<Unet> = LazyLock::new(crate::samplers::unet);
+pub static UNET: LazyLock<Unet> = LazyLock::new(crate::samplers::unet);
 static MODEL: LazyLock<ModelSampling> = LazyLock::new(|| ModelSampling::discrete(Prediction::Epsilon, false));
 
 /// Any numbers of this shape, near 1.
-fn numbers(name: &str, shape: &[usize]) -> Tensor {
+pub fn numbers(name: &str, shape: &[usize]) -> Tensor {
     let values = synthetic::tensor(&format!("{name}.bias"), &[shape.iter().product()]);
     Tensor::from_vec(values.into_iter().map(|value| value * 50.0).collect(), shape, &Device::Cpu).unwrap()
 }
 
-fn prompt(name: &str) -> Conditioning {
+pub fn prompt(name: &str) -> Conditioning {
     Conditioning::new(numbers(name, &[1, 77, UNET.layout().context_dim]), None)
 }
 
-fn flat(x: &Tensor) -> Vec<f32> {
+pub fn flat(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn task<'a>(positive: &'a [Conditioning], negative: &'a [Conditioning], cfg: f64) -> Task<'a> {
+pub fn task<'a>(positive: &'a [Conditioning], negative: &'a [Conditioning], cfg: f64) -> Task<'a> {
     Task {
-        network: Network { unet: &UNET, sampling: &MODEL, latent_scale: 0.18215 },
+        network: Network { unet: &UNET, sampling: &MODEL, latent_scale: 0.18215, seat: None },
         prompts: Prompts { positive, negative, cfg },
         sampler: sampler("euler").unwrap(),
         seed: 3,
@@ -46,7 +46,7 @@ fn task<'a>(positive: &'a [Conditioning], negative: &'a [Conditioning], cfg: f64
     }
 }
 
-fn run(task: &Task<'_>, latent: &Latent) -> Result<Sampled, SampleError> {
+pub fn run(task: &Task<'_>, latent: &Latent) -> Result<Sampled, SampleError> {
     sampling::run(task, &[3.0, 0.8, 0.0], None, Noise::Seed, latent, &mut |_| ())
 }
 

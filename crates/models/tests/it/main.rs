@@ -7,6 +7,7 @@ use weights::checkpoint::Checkpoint;
 use weights::detect::{Compact, Layout, Naming, RrdbNet};
 use weights::synthetic;
 
+mod batch;
 mod chained;
 mod contents;
 mod controlnet;

@@ -47,7 +47,7 @@ fn samplers_give_the_latents_of_the_reference() {
     let cases = json("cases.json");
     let recorded = tensors("samplers.safetensors");
     let (unet, model) = (unet(), ModelSampling::discrete(Prediction::Epsilon, false));
-    let network = Network { unet: &unet, sampling: &model, latent_scale: 0.18215 }; // SD 1.x
+    let network = Network { unet: &unet, sampling: &model, latent_scale: 0.18215, seat: None }; // SD 1.x
     let (mut failures, mut seen) = (Vec::new(), BTreeSet::new());
     let cases = cases["cases"].as_array().unwrap();
     for case in cases.iter().filter(|case| case["op"] == "ksampler" && case["file"] == "samplers.safetensors") {

@@ -211,6 +211,13 @@ pub const KEYS: &[Key] = &[
         "Tasks that are rendered at once, memory permitting",
     ),
     key(
+        "batch",
+        WORKER | EMBEDDED,
+        "count",
+        Is("1"),
+        "Segments of one size and job that a slot redraws at once; above 1, a worker holds as many",
+    ),
+    key(
         "model_cache",
         WORKER,
         "folder",
