@@ -8,9 +8,9 @@ use std::{
 
 use domain::{
     job::{Precision, Timestamp},
-    task::ComputeClass,
+    task::{ComputeClass, Place},
 };
-use proto::farm::{Beat, Worker};
+use proto::farm::{Beat, Speed, Worker, class_for};
 
 /// Workers by id, with the moment they were heard of last.
 #[derive(Debug)]
@@ -71,6 +71,16 @@ impl Roster {
         self.memories_of(class, now).max()
     }
 
+    /// The workers that take tasks of `place`: those that are there and not about to leave.
+    pub fn crew(&self, place: &Place, now: Timestamp) -> Crew {
+        let present = self.present(now).into_iter().map(|(worker, _)| worker).filter(|worker| !worker.draining);
+        let speeds = |worker: Worker| {
+            let class = class_for(&worker.classes, place)?;
+            Some(worker.speeds.into_iter().filter(|speed| speed.class == *class).collect())
+        };
+        Crew { speeds: present.filter_map(speeds).collect() }
+    }
+
     /// What devices of `class` say that they have, in bytes.
     fn memories_of(&self, class: &ComputeClass, now: Timestamp) -> impl Iterator<Item = u64> {
         let present = self.present(now).into_iter().map(|(worker, _)| worker);
@@ -79,11 +89,50 @@ impl Roster {
     }
 }
 
+/// The workers that take tasks of one place.
+#[derive(Debug, Default)]
+pub struct Crew {
+    /// What each says of its speed as the class in which it renders them.
+    speeds: Vec<Vec<Speed>>,
+}
+
+/// How fast the workers of a crew are on average.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeanSpeed {
+    /// By what [`domain::cost`] says of tasks.
+    pub mega_multiply_adds_per_second: f64,
+    /// Whether all of them have measured it.
+    pub is_measured: bool,
+}
+
+impl Crew {
+    /// How many they are.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.speeds.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How fast they are at `operation`. Those that do not say count as the others do; `None`: nobody says.
+    pub fn speed(&self, operation: &str) -> Option<MeanSpeed> {
+        let said = |speeds: &Vec<Speed>| {
+            let of = |operation| speeds.iter().find(|speed| speed.operation.as_deref() == operation);
+            of(Some(operation)).or_else(|| of(None)).cloned()
+        };
+        let said: Vec<Speed> = self.speeds.iter().filter_map(said).collect();
+        (!said.is_empty()).then(|| {
+            let sum: f64 = said.iter().map(|speed| speed.mega_multiply_adds_per_second).sum();
+            MeanSpeed {
+                mega_multiply_adds_per_second: sum / said.len() as f64,
+                is_measured: said.iter().filter(|speed| speed.operation.is_some()).count() == self.speeds.len(),
+            }
+        })
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn beat(id: &str, classes: &str, leaving: bool) -> Beat {
+    pub(crate) fn beat(id: &str, classes: &str, leaving: bool) -> Beat {
         let worker = Worker {
             id: id.to_owned(),
             classes: classes.split(' ').map(|class| class.parse().unwrap()).collect(),
@@ -96,6 +145,7 @@ mod tests {
             started: Timestamp(0),
             draining: false,
             version: String::new(),
+            speeds: Vec::new(),
         };
         Beat { worker, leaving }
     }
@@ -140,5 +190,59 @@ mod tests {
         assert_eq!(roster.present(Timestamp(16_001)).len(), 1);
         roster.note(&beat("b", "cpu.x.f32", true), Timestamp(16_002));
         assert_eq!(roster.present(Timestamp(16_002)).len(), 0);
+    }
+
+    /// What a worker says of its speed: `redraw 100, other 50`, as class `cpu.x.f32`.
+    pub(crate) fn speeds(words: &str) -> Vec<Speed> {
+        let speed = |words: &str| {
+            let (operation, speed) = words.split_once(' ').unwrap();
+            Speed {
+                class: "cpu.x.f32".parse().unwrap(),
+                operation: Some(operation.to_owned()).filter(|operation| operation != "other"),
+                mega_multiply_adds_per_second: speed.parse().unwrap(),
+            }
+        };
+        words.split(", ").filter(|words| !words.is_empty()).map(speed).collect()
+    }
+
+    /// A roster of workers `cpu.x.f32` that say this of their speed.
+    pub(crate) fn roster(said: &[&str]) -> Roster {
+        let roster = Roster::new(Duration::from_secs(15));
+        for (index, words) in said.iter().enumerate() {
+            let mut beat = beat(&format!("worker-{index}"), "cpu.x.f32", false);
+            beat.worker.speeds = speeds(words);
+            roster.note(&beat, Timestamp(0));
+        }
+        roster
+    }
+
+    #[test]
+    fn a_crew_is_as_fast_as_its_mean_and_measured_when_all_of_it_is() {
+        let place = |class: &str| Place::Class(class.parse().unwrap());
+        let check = |said: &[&str], operation: &str, want: Option<(f64, bool)>| {
+            let crew = roster(said).crew(&place("cpu.x.f32"), Timestamp(1));
+            assert_eq!(crew.len() as usize, said.len());
+            let speed = crew.speed(operation).map(|mean| (mean.mega_multiply_adds_per_second, mean.is_measured));
+            assert_eq!(speed, want, "{operation} of {said:?}");
+        };
+        check(&[], "redraw", None);
+        check(&[""], "redraw", None);
+        check(&["redraw 100"], "redraw", Some((100.0, true)));
+        check(&["redraw 100"], "upscale", None);
+        check(&["redraw 100, other 50"], "upscale", Some((50.0, false)));
+        check(&["redraw 100, other 50", "redraw 200"], "redraw", Some((150.0, true)));
+        check(&["redraw 100", "other 20"], "redraw", Some((60.0, false)));
+        check(&["redraw 100", ""], "redraw", Some((100.0, false)));
+
+        // Others of the farm, those that leave, and what a worker shows as another class do not count.
+        let roster = roster(&["redraw 100"]);
+        let mut leaving = beat("leaving", "cpu.x.f32", false);
+        leaving.worker.draining = true;
+        roster.note(&leaving, Timestamp(0));
+        roster.note(&beat("other", "cuda.y.f32", false), Timestamp(0));
+        assert_eq!(roster.crew(&place("cpu.x.f32"), Timestamp(1)).len(), 1);
+        let any = roster.crew(&Place::AnyWorker, Timestamp(1));
+        assert_eq!((any.len(), any.speed("redraw").map(|mean| mean.is_measured)), (2, Some(false)));
+        assert_eq!(roster.crew(&Place::Coordinator, Timestamp(1)).len(), 0);
     }
 }

@@ -94,6 +94,15 @@ pub fn places_of(classes: &[ComputeClass]) -> Vec<Place> {
     classes.iter().cloned().map(Place::Class).chain(any).collect()
 }
 
+/// Which of `classes` renders a worker's tasks of `place`; `None` where it takes none of them.
+pub fn class_for<'a>(classes: &'a [ComputeClass], place: &Place) -> Option<&'a ComputeClass> {
+    match place {
+        Place::Class(class) => classes.iter().find(|own| *own == class),
+        Place::AnyWorker => classes.iter().find(|class| class.offers(Precision::Exact)),
+        Place::Coordinator => None,
+    }
+}
+
 fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, InvalidField> {
     M::decode(bytes).map_err(|error| InvalidField::new("", format!("not a message of this farm: {error}")))
 }
@@ -359,6 +368,42 @@ pub struct Worker {
     pub draining: bool,
     /// The version of its program.
     pub version: String,
+    /// How fast it renders.
+    pub speeds: Vec<Speed>,
+}
+
+/// How fast a worker's device renders, with all its slots together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Speed {
+    /// As what it computes.
+    pub class: ComputeClass,
+    /// The operation of which this was measured; `None`: what is expected of those that it has not rendered yet.
+    pub operation: Option<String>,
+    /// By what [`domain::cost`] says of tasks; above 0.
+    pub mega_multiply_adds_per_second: f64,
+}
+
+impl Speed {
+    fn to_wire(&self) -> v1::Speed {
+        v1::Speed {
+            compute_class: self.class.to_string(),
+            operation: self.operation.clone().unwrap_or_default(),
+            mega_multiply_adds_per_second: self.mega_multiply_adds_per_second,
+        }
+    }
+
+    fn from_wire(speed: v1::Speed) -> Result<Self, InvalidField> {
+        let mega_multiply_adds_per_second = speed.mega_multiply_adds_per_second;
+        if !(mega_multiply_adds_per_second.is_finite() && mega_multiply_adds_per_second > 0.0) {
+            let why = format!("is {mega_multiply_adds_per_second}, and a number above 0 is wanted");
+            return Err(InvalidField::new("worker.speeds.mega_multiply_adds_per_second", why));
+        }
+        Ok(Self {
+            class: speed.compute_class.parse().map_err(InvalidField::at("worker.speeds.compute_class"))?,
+            operation: Some(speed.operation).filter(|operation| !operation.is_empty()),
+            mega_multiply_adds_per_second,
+        })
+    }
 }
 
 /// A task in a worker's hands.
@@ -393,6 +438,7 @@ impl Worker {
             seen_at: seen.map(timestamp_to_wire),
             draining: self.draining,
             version: self.version.clone(),
+            speeds: self.speeds.iter().map(Speed::to_wire).collect(),
         }
     }
 }
@@ -437,6 +483,7 @@ impl Beat {
                 started: timestamp_from_wire(worker.started_at.unwrap_or_default()),
                 draining: worker.draining,
                 version: worker.version,
+                speeds: worker.speeds.into_iter().map(Speed::from_wire).collect::<Result<_, _>>()?,
             },
             leaving: beat.leaving,
         })
@@ -475,6 +522,11 @@ mod tests {
             let arrived = Order::decode(&order.encode().unwrap()).unwrap();
             assert_eq!((arrived.result_key(), &arrived), (order.result_key(), &order));
         }
+        let speed = |operation: Option<&str>, mega_multiply_adds_per_second| Speed {
+            class: class.clone(),
+            operation: operation.map(str::to_owned),
+            mega_multiply_adds_per_second,
+        };
         let key = order(Place::AnyWorker).result_key();
         let message = "why".to_owned();
         let outcomes = [
@@ -492,7 +544,7 @@ mod tests {
         assert_eq!(Revocation::decode(&revocation.encode()).unwrap(), revocation);
         let worker = Worker {
             id: "w".to_owned(),
-            classes: vec![class, "cpu.amx-1.bf16".parse().unwrap()],
+            classes: vec![class.clone(), "cpu.amx-1.bf16".parse().unwrap()],
             device: "d".to_owned(),
             memory_bytes: 2,
             memory_free_bytes: 1,
@@ -502,9 +554,15 @@ mod tests {
             started: Timestamp(1_700_000_000_123),
             draining: false,
             version: "1".to_owned(),
+            speeds: vec![speed(Some("redraw"), 1.5e5), speed(None, 2.0)],
         };
-        let beat = Beat { worker, leaving: true };
+        let mut beat = Beat { worker, leaving: true };
         assert_eq!(Beat::decode(&beat.encode()).unwrap(), beat);
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            beat.worker.speeds[1].mega_multiply_adds_per_second = wrong;
+            let refused = Beat::decode(&beat.encode()).unwrap_err();
+            assert_eq!(refused.field, "worker.speeds.mega_multiply_adds_per_second", "{wrong}");
+        }
     }
 
     #[test]

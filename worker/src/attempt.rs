@@ -15,7 +15,7 @@ use domain::{
         UPSCALE_REVISION,
     },
 };
-use proto::farm::{Names, Order, Outcome, Report};
+use proto::farm::{Names, Order, Outcome, Report, class_for};
 use service::telemetry;
 use store::{Key, Store, StoreError};
 use tokio::time::sleep;
@@ -28,7 +28,8 @@ use crate::{
     fetch::{FetchError, Fetcher, store_verdict},
     metrics::Metrics,
     patience::{Pauses, persist},
-    turns::{Ticket, Turns, Wish},
+    speeds::Speeds,
+    turns::{Rendered, Ticket, Turns, Wish},
 };
 
 /// Everything that the attempts of one worker share.
@@ -59,6 +60,8 @@ pub struct Bench {
     pub leaving: CancellationToken,
     /// The instruments.
     pub metrics: Metrics,
+    /// How fast the device is.
+    pub speeds: Arc<Speeds>,
 }
 
 /// A result that is in the store.
@@ -250,12 +253,19 @@ impl Bench {
         }
         let fetch = self.fetch(order, watch).instrument(info_span!("fetch"));
         let work = self.unless_stopped(watch, fetch).await??;
-        let Ticket { begun, done } =
-            self.turns.enter(Wish { priority, dispatch: order.dispatch, class, work, watch: watch.clone() });
+        let Ticket { begun, done } = self.turns.enter(Wish {
+            priority,
+            dispatch: order.dispatch,
+            class: class.clone(),
+            work,
+            watch: watch.clone(),
+        });
         // Until its turn comes it can be dropped; from then on the engine hears when to stop.
         self.unless_stopped(watch, begun).await?.expect("every place in line has its turn");
         let rendered = done.await.expect("whatever has begun is answered");
-        let (pixels, elapsed) = rendered.map_err(|error| Setback::of(error.verdict(), error, watch))?;
+        let Rendered { pixels, elapsed, device_time } =
+            rendered.map_err(|error| Setback::of(error.verdict(), error, watch))?;
+        self.speeds.note(&class, &order.context, &order.part, device_time);
         // A revocation that comes this late saves nothing, and the result may be of use to another job.
         self.unless_leaving(self.put(&result, pixels).instrument(info_span!("put"))).await??;
         Ok(Stored { found: false, elapsed })
@@ -288,16 +298,16 @@ impl Bench {
             }
         };
         let classes = self.engine.classes();
-        let class = match place {
-            Place::Coordinator => return Err(not_ours()),
-            Place::Class(place) => classes.iter().find(|class| *class == place).ok_or_else(|| {
+        let class = class_for(classes, place).ok_or_else(|| match place {
+            Place::Coordinator => not_ours(),
+            Place::Class(place) => {
                 let found = list(classes);
                 Setback::Misplaced(format!("the task is for class {place}, this worker is of {found}"))
-            })?,
-            Place::AnyWorker => classes.iter().find(|class| class.offers(Precision::Exact)).ok_or_else(|| {
+            }
+            Place::AnyWorker => {
                 Setback::Retrying(format!("the task is to be exact, this worker is of {}", list(classes)))
-            })?,
-        };
+            }
+        })?;
         if !class.offers(*precision) {
             return Err(Setback::Retrying(format!("class {class} is not exact enough for the task")));
         }

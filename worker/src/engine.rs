@@ -32,6 +32,12 @@ pub trait Engine: Send + Sync {
     /// The device as it stands at this moment. Called every few seconds, so it must be quick.
     fn device(&self) -> DeviceFacts;
 
+    /// A first guess at how many million multiply-adds of a network the device gets done in a second as `class` computes, which
+    /// is one of [`Engine::classes`]; `None`: it has none. Called once, before the first task, and may take a moment.
+    fn guess(&self, _class: &ComputeClass) -> Option<f64> {
+        None
+    }
+
     /// Renders `work` as `class` computes, which is one of [`Engine::classes`]: [`Work::output_values`] numbers. Of pictures these are
     /// samples between 0 and 1, row by row, channels interleaved; of latents, rows of one channel after the other.
     ///

@@ -19,6 +19,7 @@ mod metrics;
 mod patience;
 mod revoked;
 pub mod run;
+mod speeds;
 #[cfg(test)]
 mod tests;
 pub mod topology;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use broker::{Broker, BrokerError, Consumer, Delivery, Listener, Message};
 use domain::{
     job::{Priority, Timestamp},
-    task::{Pace, Place},
+    task::{ComputeClass, Pace, Place},
 };
 use futures::{
     FutureExt as _,
@@ -39,6 +39,7 @@ use crate::{
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
     patience::{FIRST_PAUSE, Pauses},
+    speeds::Speeds,
     topology::topology,
     turns::Turns,
 };
@@ -137,12 +138,20 @@ pub async fn run_with(
         }
         queues.push((priority, equals));
     }
+    let guesses = spawn_blocking({
+        let engine = engine.clone();
+        move || {
+            let guess = |class: &ComputeClass| Some((class.clone(), engine.guess(class)?));
+            engine.classes().iter().filter_map(guess).collect()
+        }
+    });
+    let speeds = Arc::new(Speeds::new(guesses.await?));
     let classes = list(classes);
     let models = DiskCache::open(&config.model_cache, config.model_cache_bytes)?;
     let metrics = Metrics::new();
     let bench = Arc::new(Bench {
         worker: config.id,
-        turns: Turns::new(engine.clone(), config.slots, config.batch),
+        turns: Turns::new(engine.clone(), speeds.clone(), config.slots, config.batch),
         engine,
         broker,
         names,
@@ -154,6 +163,7 @@ pub async fn run_with(
         shutdown: context.shutdown.child_token(),
         leaving: CancellationToken::new(),
         metrics,
+        speeds,
     });
     info!(worker.id = bench.worker, classes, slots = config.slots, "taking tasks");
     context.health.ready("worker");
@@ -313,6 +323,7 @@ impl Teller {
             started: self.started,
             draining,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            speeds: self.bench.speeds.show(),
         }
     }
 }

@@ -56,6 +56,40 @@ async fn a_tile_is_rendered_stored_reported_and_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_worker_tells_a_guess_of_its_speed_and_then_what_it_measured_of_what_it_rendered() {
+    let farm = Farm::new().await;
+    let engine = DeviceEngine::open(config::Device::Cpu, None, 1 << 20).unwrap();
+    let classes = engine.classes().to_vec();
+    let worker = farm.start(Arc::new(engine));
+    farm.until_beat(|beat| {
+        let guessed = beat.worker.speeds.iter().filter(|speed| speed.operation.is_none());
+        let mut guessed: Vec<_> = guessed.map(|speed| &speed.class).collect();
+        guessed.sort_by_key(|class| classes.iter().position(|own| own == *class));
+        guessed.into_iter().eq(&classes) && beat.worker.speeds.len() == classes.len()
+    })
+    .await;
+    worker.stop().await.unwrap();
+
+    // An engine without a guess says nothing, until it has rendered something. What is found does not count.
+    let farm = Farm::new().await;
+    let worker = farm.start(ScriptedEngine::new(|work, _| Ok(black(work))));
+    let (found, rendered) = (order_at(Region::new(0, 0, 8, 8), farm.fast_place()), farm.order(8));
+    farm.put_result(&found, 8 * 8 * 4 * 12).await;
+    farm.until_beat(|beat| beat.worker.speeds.is_empty()).await;
+    for order in [&found, &rendered] {
+        farm.publish(order).await;
+        assert_eq!(farm.report().await.key, order.result_key());
+    }
+    farm.until_beat(|beat| {
+        let told =
+            beat.worker.speeds.iter().map(|speed| (Place::Class(speed.class.clone()), speed.operation.as_deref()));
+        told.eq([(farm.place(), Some("upscale"))]) && beat.worker.tasks.is_empty()
+    })
+    .await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_task_is_rendered_as_the_class_computes_that_it_was_planned_for() {
     let farm = Farm::new().await;
     let engine = ScriptedEngine::by_class(|class, work, _| {

@@ -15,7 +15,10 @@ use domain::{digest::Digest, job::Priority, task::ComputeClass};
 use tokio::{sync::oneshot, task::spawn_blocking};
 use tracing::{Span, info, info_span};
 
-use crate::engine::{Engine, RenderError, Watch, Work, panic_message};
+use crate::{
+    engine::{Engine, RenderError, Watch, Work, panic_message},
+    speeds::Speeds,
+};
 
 /// How far behind the oldest task in its order of publication one may be that goes before it.
 const MOST_OVERTAKEN: u64 = 16;
@@ -23,6 +26,7 @@ const MOST_OVERTAKEN: u64 = 16;
 /// The device, and the tasks that wait for it.
 pub struct Turns {
     engine: Arc<dyn Engine>,
+    speeds: Arc<Speeds>,
     /// The most tasks that are rendered as a batch.
     batch: usize,
     state: Mutex<State>,
@@ -53,24 +57,32 @@ struct Waiting {
     wish: Wish,
     parent: Span,
     begun: oneshot::Sender<()>,
-    done: oneshot::Sender<Rendered>,
+    done: oneshot::Sender<Result<Rendered, RenderError>>,
 }
 
-/// What became of a task: its result as it is stored, little-endian, and how long it took.
-pub type Rendered = Result<(Bytes, Duration), RenderError>;
+/// What became of a task.
+#[derive(Debug)]
+pub struct Rendered {
+    /// Its result as it is stored, little-endian.
+    pub pixels: Bytes,
+    /// How long it took; of a batch, each task's part of that.
+    pub elapsed: Duration,
+    /// How much of that time the device had for it.
+    pub device_time: Duration,
+}
 
 /// A place in the line. Dropping it gives the place up, as long as rendering has not begun.
 pub struct Ticket {
     /// Comes when rendering begins.
     pub begun: oneshot::Receiver<()>,
     /// Comes when it is over.
-    pub done: oneshot::Receiver<Rendered>,
+    pub done: oneshot::Receiver<Result<Rendered, RenderError>>,
 }
 
 impl Turns {
-    /// A line for `slots` threads of `engine`, which renders up to `batch` tasks as one.
-    pub fn new(engine: Arc<dyn Engine>, slots: usize, batch: usize) -> Arc<Self> {
-        Arc::new(Self { engine, batch, state: Mutex::new(State { free: slots, waiting: Vec::new() }) })
+    /// A line for `slots` threads of `engine`, which renders up to `batch` tasks as one. Device time is counted by `speeds`.
+    pub fn new(engine: Arc<dyn Engine>, speeds: Arc<Speeds>, slots: usize, batch: usize) -> Arc<Self> {
+        Arc::new(Self { engine, speeds, batch, state: Mutex::new(State { free: slots, waiting: Vec::new() }) })
     }
 
     /// Puts a task in line.
@@ -136,13 +148,14 @@ impl Turns {
         if count > 1 {
             info!(task.count = count, "rendering tasks as a batch");
         }
-        let engine = self.engine.clone();
+        let (engine, speeds) = (self.engine.clone(), self.speeds.clone());
         let rendering = spawn_blocking(move || {
             let _span = spans[0].enter();
-            let start = Instant::now();
+            let (start, stay) = (Instant::now(), speeds.begin());
             let rendered = render(&*engine, &tasks);
-            let elapsed = start.elapsed() / count;
-            rendered.into_iter().map(|result| Ok((result?, elapsed))).collect::<Vec<Rendered>>()
+            let [elapsed, device_time] = [start.elapsed(), stay.device_time()].map(|time| time / count);
+            let each = rendered.into_iter().map(|pixels| Ok(Rendered { pixels: pixels?, elapsed, device_time }));
+            each.collect::<Vec<_>>()
         });
         let rendered = match rendering.await {
             Ok(rendered) => rendered,

@@ -110,7 +110,7 @@ fn show(effect: &Effect) -> String {
 }
 
 /// A job for one picture of `width` x 100 pixels, cut into tiles of 256 that overlap by 32.
-fn job(id: &str, width: u32) -> Job {
+pub(crate) fn job(id: &str, width: u32) -> Job {
     let picture = Picture {
         name: "p.png".to_owned(),
         digest: Digest::of(b"picture"),
@@ -345,6 +345,7 @@ fn a_task_that_nobody_speaks_of_is_published_again() {
         started: Timestamp(0),
         draining: false,
         version: String::new(),
+        speeds: Vec::new(),
     };
     desk.tell(Event::Beat(worker));
     assert_eq!(desk.state("a"), "running");
@@ -378,7 +379,7 @@ fn a_watcher_gets_what_it_missed_or_is_told_that_it_is_gone() {
 
 /// `SEGSUpscalerPipe` of a picture of 512x64 with a segment in each of `columns`: left, width. Every segment changes all
 /// pixels of its crop, so that those that meet depend on each other.
-fn segs_job(id: &str, columns: &[(u32, u32)], upscale_model: Option<u32>) -> Job {
+pub(crate) fn segs_job(id: &str, columns: &[(u32, u32)], upscale_model: Option<u32>) -> Job {
     let seg = |&(left, width): &(u32, u32)| {
         let region = Region::new(left, 0, width, 64);
         let size = region.size();

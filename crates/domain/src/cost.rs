@@ -2,7 +2,7 @@
 
 use crate::{
     pipe::{BasicPipe, Family},
-    plan::{Plan, Task},
+    plan::Plan,
     region::Size,
     sampling::KSampler,
     task::{Context, LatentFrom, LatentTask, LatentWork, Part, Redraw, SegTask},
@@ -13,8 +13,8 @@ use crate::{
 const ENCODE: u64 = 2;
 /// Million multiply-adds that its decoder takes per pixel: 1.24 T for 512x512 pixels.
 const DECODE: u64 = 5;
-/// Million multiply-adds that a super-resolution network takes per pixel of its input: between those of Compact and of
-/// ESRGAN.
+/// Million multiply-adds that a super-resolution network takes per pixel of its input: one figure for all, between those of
+/// Compact and of ESRGAN. What a worker measures of a network makes up for that, and a farm that mixes networks gets a mean.
 const UPSCALE: u64 = 10;
 /// Bytes that a VAE's decoder holds per pixel at its widest: three maps of 256 channels of `f32`, and what comes and goes.
 const BYTES_PER_PIXEL: u64 = 4096;
@@ -28,9 +28,9 @@ fn unet(family: Family) -> u64 {
     }
 }
 
-/// What `task` costs, in million multiply-adds; what the coordinator does itself is not counted.
-pub fn of(plan: &Plan, task: &Task) -> u64 {
-    match (&plan.context_of(task).context, &task.part) {
+/// What the task of `part` within `context` costs, in million multiply-adds; what the coordinator does itself is not counted.
+pub fn of(context: &Context, part: &Part) -> u64 {
+    match (context, part) {
         (Context::Upscale { .. }, part) => part.region().size().pixels().saturating_mul(UPSCALE),
         (Context::Redraw(redraw), Part::Seg(seg)) => redrawn(redraw, seg),
         (Context::Latent(steps), Part::Latent(link)) => linked(link, steps.upscale_model.is_some()),
@@ -41,7 +41,13 @@ pub fn of(plan: &Plan, task: &Task) -> u64 {
 
 /// What each task of `plan` costs, in its order.
 pub fn all(plan: &Plan) -> Vec<u64> {
-    plan.tasks().iter().map(|task| of(plan, task)).collect()
+    plan.tasks().iter().map(|task| of(&plan.context_of(task).context, &task.part)).collect()
+}
+
+/// Whether the speed that a device shows at tasks of `context` tells what to expect of it at others: of one figure for
+/// networks of all sizes it does not.
+pub const fn is_telling(context: &Context) -> bool {
+    !matches!(context, Context::Upscale { .. })
 }
 
 /// One sampling run over a latent of `size` with so many ControlNets, each of which takes about half a UNet.

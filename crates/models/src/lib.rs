@@ -20,5 +20,6 @@ mod layers;
 pub mod ops;
 pub mod pad;
 pub mod processor;
+pub mod speed;
 pub mod upscale;
 pub mod watch;

@@ -11,7 +11,7 @@ use models::{
     processor::{CpuLevel, Kind, Mode, Precision, Processor},
 };
 use service::{config, report::Hinted as _};
-use tracing::Span;
+use tracing::{Span, warn};
 
 use super::{
     DeviceFacts, Engine, RenderError, Watch, Work,
@@ -207,6 +207,11 @@ impl Engine for DeviceEngine {
             memory_free_bytes: memory.map_or(0, |memory| memory.free_bytes),
             models,
         }
+    }
+
+    fn guess(&self, class: &ComputeClass) -> Option<f64> {
+        let guess = models::speed::guess(&self.processor.backend(self.precision_of(class)));
+        guess.inspect_err(|error| warn!(%class, %error, "cannot guess how fast the device is")).ok()
     }
 
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError> {

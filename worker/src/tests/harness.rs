@@ -41,6 +41,7 @@ use crate::{
     metrics::Metrics,
     patience::Pauses,
     run_with,
+    speeds::Speeds,
     topology::topology,
     turns::Turns,
 };
@@ -237,9 +238,10 @@ impl Farm {
             self.broker.declare(&queue).await.unwrap();
         }
         let models = DiskCache::open(self.models.path(), 1 << 20).unwrap();
+        let speeds: Arc<Speeds> = Arc::default();
         Bench {
             worker: "worker-1".to_owned(),
-            turns: Turns::new(engine.clone(), 1, 1),
+            turns: Turns::new(engine.clone(), speeds.clone(), 1, 1),
             engine,
             store: self.store.clone(),
             broker: self.broker.clone(),
@@ -251,6 +253,7 @@ impl Farm {
             shutdown: CancellationToken::new(),
             leaving: CancellationToken::new(),
             metrics: Metrics::new(),
+            speeds,
         }
     }
 

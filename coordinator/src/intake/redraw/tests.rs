@@ -318,6 +318,7 @@ async fn a_crop_that_no_worker_has_room_for_is_refused_with_the_size_that_would_
         started: Timestamp(0),
         draining: false,
         version: String::new(),
+        speeds: Vec::new(),
     };
     door.intake.roster.note(&Beat { worker, leaving: false }, now());
     let picture = door.picture(Color::Rgb, 64, 64).await;
