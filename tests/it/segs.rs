@@ -292,6 +292,37 @@ async fn a_plan_says_what_a_job_would_take() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_how_long_a_job_takes_by_what_workers_rendered_before() -> Result<()> {
+    let Some(services) = services() else { return Ok(()) };
+    let farm = farm(&services, 1).await?;
+    let first = segs_detail(&farm, 2).await?;
+    let guessed = planned(&farm, Kind::SegsDetail(first.clone())).await?;
+    assert_eq!((guessed.workers, guessed.is_measured), (1, false));
+    assert!(millis(&guessed.duration) > 0, "{:?}", guessed.duration);
+    done(&farm, Kind::SegsDetail(first.clone())).await?;
+    farm.until("a measured speed", |workers| {
+        workers.iter().flat_map(|worker| &worker.speeds).any(|speed| speed.operation == "redraw")
+    })
+    .await?;
+
+    let prompt = Some(v1::seg_override::Select::Index(0));
+    let rule = v1::SegOverride { select: prompt, positive: Some("a blue lantern".to_owned()), ..Default::default() };
+    let like = v1::SegsDetailJob { overrides: vec![rule], ..first.clone() };
+    let measured = planned(&farm, Kind::SegsDetail(like)).await?;
+    assert_eq!((measured.workers, measured.is_measured), (1, true));
+    assert!(millis(&measured.duration) > 0, "{:?}", measured.duration);
+    assert!(millis(&measured.speed_ups[0].duration) > 0 && measured.results_bytes > 0);
+    let again = planned(&farm, Kind::SegsDetail(first)).await?;
+    assert_eq!((millis(&again.duration), again.results_bytes), (0, 0), "everything is found");
+    Ok(())
+}
+
+fn millis(duration: &Option<prost_types::Duration>) -> i64 {
+    let duration = duration.expect("it is known how long it takes");
+    duration.seconds * 1000 + i64::from(duration.nanos) / 1_000_000
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_of_segments_that_cannot_be_done_is_refused_with_its_field() -> Result<()> {
     let Some(services) = services() else { return Ok(()) };
     let farm = farm(&services, 1).await?;

@@ -22,8 +22,8 @@ use tracing::{Instrument as _, info_span};
 
 use super::follow;
 use crate::{
-    desk::Desk,
-    forecast::{MOST_DRAWN, WORKERS, forecast},
+    desk::{Desk, now},
+    forecast::{self, MOST_DRAWN, WORKERS, forecast},
     intake::{Intake, Planned, job_id},
     ledger::{Entry, Event, Failure, Notice, Numbered, Progress},
     metrics::Metrics,
@@ -138,7 +138,8 @@ impl JobsService {
             let why = format!("asks for a graph of {tasks} tasks, and {MOST_DRAWN} is the most that is drawn");
             return Err(Refusal::field("dot", why));
         }
-        let forecast = tokio::task::spawn_blocking(move || forecast(&planned, &workers, dot));
+        let crew = self.intake.roster.crew(forecast::place(&planned.plan), now());
+        let forecast = tokio::task::spawn_blocking(move || forecast(&planned, &crew, &workers, dot));
         forecast
             .await
             .map_err(|error| Refusal::Internal { what: "the planner stopped".to_owned(), source: error.into() })
@@ -173,7 +174,7 @@ impl JobsService {
                     return Err(leaving());
                 }
                 let job = self.records.job(id).await?.ok_or_else(|| gone(id))?;
-                if job.deadline.is_some_and(|deadline| deadline <= crate::desk::now()) {
+                if job.deadline.is_some_and(|deadline| deadline <= now()) {
                     let why = format!("the deadline of job {id} has passed: submit it again with another");
                     return Err(Refusal::Precondition { why });
                 }
@@ -324,7 +325,7 @@ fn events_after(entry: Option<&Entry>, seen: u64) -> (Vec<v1::JobEvent>, bool) {
 fn snapshot(entry: &Entry) -> v1::JobEvent {
     v1::JobEvent {
         sequence: entry.sequence(),
-        time: Some(timestamp_to_wire(crate::desk::now())),
+        time: Some(timestamp_to_wire(now())),
         progress: Some(show_progress(&entry.progress())),
         event: Some(v1::job_event::Event::Snapshot(show(entry))),
     }

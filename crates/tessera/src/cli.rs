@@ -110,7 +110,10 @@ Examples:
   tessera plan 0194b3c2-… --server http://farm:7000
 
 A document's local files are uploaded, so that the plan is of the very job; nothing is rendered. Without --server a farm
-embedded in this process makes the plan, out of the cache folder's results.";
+embedded in this process makes the plan, out of the cache folder's results.
+
+The time is that of rendering alone, on the workers that are there while they have nothing else to do; fetching, storing and
+pasting are not counted. Workers measure how fast they are while they render; until then it is a first guess.";
 
 /// Every command.
 #[derive(Debug, Subcommand)]
@@ -142,7 +145,7 @@ pub enum Command {
     /// Submits a job described by a JSON document; prints its id
     #[command(after_help = SUBMIT_EXAMPLES)]
     Submit(Submit),
-    /// Says what a job would take: its tasks, what is found already, its memory, and what more workers make of it
+    /// Says what a job would take: its tasks, what is found already, its time and memory, and what more workers make of it
     #[command(after_help = PLAN_EXAMPLES)]
     Plan(Box<Plan>),
     /// Shows and steers jobs
@@ -337,7 +340,7 @@ pub struct Plan {
     /// Write the graph of tasks in the language of Graphviz, at most 20000 of them [default: numbers and words]
     #[arg(long)]
     pub dot: bool,
-    /// Numbers of workers for which the speed-up is worked out, 1 to 1000000 [default: 1,2,4,8,16]
+    /// Numbers of workers for which speed-up and time are worked out, 1 to 1000000 [default: 1,2,4,8,16]
     #[arg(long, value_name = "COUNT,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub workers: Vec<u32>,
     /// Write JSON on stdout, for programs [default: text for people]

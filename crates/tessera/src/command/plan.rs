@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use proto::v1::{self, PlanJobResponse, plan_job_request::Job};
+use proto::v1::{self, PlanJobResponse, job::Kind, plan_job_request::Job};
 use service::config::{Config, units::show_bytes};
 
-use crate::{cli::Plan, command::submit, embedded, exit::Outcome, output, wire_json};
+use crate::{cli::Plan, command::submit, embedded, exit::Outcome, output, progress::span, wire_json};
 
 /// Shows the plan of the job that is named, or that a document describes.
 pub async fn run(args: Plan, config: Config) -> Outcome {
@@ -57,7 +57,9 @@ fn lines(plan: &PlanJobResponse) -> Vec<String> {
             grouped(*critical_path_cost),
             share(*critical_path_cost)
         ),
+        format!("time           {}", time(plan)),
         format!("largest task   {} without the weights", show_bytes(plan.largest_task_bytes)),
+        format!("results        {} in the store, without what is made of them", show_bytes(plan.results_bytes)),
         String::new(),
     ];
     let rows: Vec<_> = plan
@@ -70,11 +72,14 @@ fn lines(plan: &PlanJobResponse) -> Vec<String> {
         .collect();
     lines.extend(output::columns(["OPERATION", "TASKS", "FOUND", "TO RUN"], &rows));
     if !plan.speed_ups.is_empty() {
-        let speed_up =
-            |speed_up: &v1::PlannedSpeedUp| [speed_up.workers.to_string(), format!("{:.2}x", speed_up.speed_up)];
+        let speed_up = |speed_up: &v1::PlannedSpeedUp| {
+            let time = speed_up.duration.as_ref().map(about).unwrap_or_default();
+            [speed_up.workers.to_string(), format!("{:.2}x", speed_up.speed_up), time]
+        };
         let rows: Vec<_> = plan.speed_ups.iter().map(speed_up).collect();
+        let time = if rows.iter().all(|[.., time]| time.is_empty()) { "" } else { "TIME" };
         lines.push(String::new());
-        lines.extend(output::columns(["WORKERS", "SPEED-UP"], &rows));
+        lines.extend(output::columns(["WORKERS", "SPEED-UP", time], &rows));
     }
     if !plan.critical_path.is_empty() {
         lines.extend([String::new(), "one after the other at least:".to_owned()]);
@@ -85,6 +90,43 @@ fn lines(plan: &PlanJobResponse) -> Vec<String> {
         lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
     }
     lines
+}
+
+/// How long the workers that are there take, or why that is not known and what helps.
+fn time(plan: &PlanJobResponse) -> String {
+    let there = match plan.workers {
+        1 => "the worker that is there".to_owned(),
+        workers => format!("the {workers} workers that are there"),
+    };
+    match &plan.duration {
+        _ if plan.cost == 0 => "none, there is nothing to render".to_owned(),
+        Some(duration) if plan.is_measured => format!("about {} on {there}", about(duration)),
+        Some(duration) => format!("at a first guess {} on {there}", about(duration)),
+        None if plan.workers == 0 => {
+            let class = plan.job.as_ref().map(class).unwrap_or_default();
+            format!("not known: no worker of class {class} is there; start one with `tessera worker`")
+        }
+        None => format!("not known until {there} has rendered something"),
+    }
+}
+
+/// The compute class that renders a job.
+fn class(job: &v1::Job) -> &str {
+    match &job.kind {
+        Some(Kind::Upscale(upscale)) => &upscale.compute_class,
+        Some(Kind::SegsDetail(redraw) | Kind::SegsUpscale(redraw) | Kind::LatentUpscale(redraw)) => {
+            &redraw.compute_class
+        }
+        None => "",
+    }
+}
+
+/// A span of time for people, to the second.
+fn about(duration: &prost_types::Duration) -> String {
+    match u64::try_from(duration.seconds).unwrap_or(0) + u64::from(duration.nanos >= 500_000_000) {
+        0 => "less than 1 s".to_owned(),
+        seconds => span(seconds),
+    }
 }
 
 /// How many tasks of a long chain are told, at either end.
@@ -132,22 +174,32 @@ mod tests {
             cost: 1_234_567,
             critical_path_cost: 617_283,
             critical_path: vec!["redraw 64x64+0+0".to_owned(), "paste".to_owned()],
-            speed_ups: vec![v1::PlannedSpeedUp { workers: 4, speed_up: 1.5 }],
+            speed_ups: vec![
+                v1::PlannedSpeedUp { workers: 1, speed_up: 1.0, duration: seconds(300, 0) },
+                v1::PlannedSpeedUp { workers: 4, speed_up: 1.5, duration: seconds(7200, 0) },
+            ],
+            workers: 2,
+            duration: seconds(200, 500_000_000),
+            is_measured: true,
             largest_task_bytes: 1 << 30,
+            results_bytes: 2_500_000,
             warnings: vec!["segs[1]: its mask is empty".to_owned()],
             ..PlanJobResponse::default()
         };
         let want = "tasks          5, 2 found, 3 to run
 cost           1 234 567 million multiplications
 critical path  617 283 million multiplications, 50% of all
+time           about 3 min on the 2 workers that are there
 largest task   1.1 GB without the weights
+results        2.5 MB in the store, without what is made of them
 
 OPERATION  TASKS  FOUND  TO RUN
 redraw     4      2      2
 paste      1      0      1
 
-WORKERS  SPEED-UP
-4        1.50x
+WORKERS  SPEED-UP  TIME
+1        1.00x     5 min
+4        1.50x     2 h 00 min
 
 one after the other at least:
   redraw 64x64+0+0
@@ -155,6 +207,41 @@ one after the other at least:
 
 warning: segs[1]: its mask is empty";
         assert_eq!(lines(&plan).join("\n"), want);
+    }
+
+    fn seconds(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos })
+    }
+
+    #[test]
+    fn a_plan_says_how_long_it_takes_or_why_nobody_knows() {
+        let kind = v1::ResolvedUpscale { compute_class: "cpu.fma-1.f32".to_owned(), ..Default::default() };
+        let job = v1::Job { kind: Some(Kind::Upscale(kind)), ..Default::default() };
+        let told = |workers, duration, is_measured, cost| {
+            time(&PlanJobResponse {
+                job: Some(job.clone()),
+                workers,
+                duration,
+                is_measured,
+                cost,
+                ..Default::default()
+            })
+        };
+        let check = |told: String, want: &str| assert_eq!(told, want);
+        check(told(1, seconds(41, 499_000_000), true, 1), "about 41 s on the worker that is there");
+        check(told(2, seconds(119, 500_000_000), true, 1), "about 2 min on the 2 workers that are there");
+        check(
+            told(2, seconds(0, 20_000_000), false, 1),
+            "at a first guess less than 1 s on the 2 workers that are there",
+        );
+        check(told(1, None, false, 1), "not known until the worker that is there has rendered something");
+        let want = "not known: no worker of class cpu.fma-1.f32 is there; start one with `tessera worker`";
+        check(told(0, None, false, 1), want);
+        check(told(2, seconds(0, 0), true, 0), "none, there is nothing to render");
+        // Without times, their column is left out.
+        let speed_ups = vec![v1::PlannedSpeedUp { workers: 1, speed_up: 1.0, duration: None }];
+        let plan = PlanJobResponse { speed_ups, ..Default::default() };
+        assert!(lines(&plan).contains(&"WORKERS  SPEED-UP".to_owned()), "{:?}", lines(&plan));
     }
 
     #[test]
