@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use broker::{Broker, BrokerError, Delivery, Message};
 use bytes::Bytes;
 use domain::{
-    job::{Precision, Priority},
+    job::Priority,
     task::{
         ComputeClass, Context, DECODE_REVISION, LATENT_REVISION, LatentFrom, Part, Place, REDRAW_REVISION, ResultKey,
         UPSCALE_REVISION,
