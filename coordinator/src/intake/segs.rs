@@ -1,21 +1,23 @@
 //! SEGS: found or given, laid on a job's picture, their masks and pixels kept in the store.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use domain::{
     check::{Invalid, Warning},
-    pipe::{ControlNet, Family},
+    digest::Digest,
+    pipe::{ControlNet, Family, MaskRef},
     region::{Corners, Region, Size},
     segs::{MAX_SEGS, Place, Placed, Prompts, Seg, Segs},
     touched::Touched,
     working::Bbox,
 };
 use imaging::{
+    bytes::to_le,
     frames::{Frames, PixelError},
     mask::Mask,
     resample::tensor_resize,
     segs::{
-        self,
+        self, CombinedMask,
         from_mask::MaskToSegs,
         tiles::{Drawing, MakeTileSegs},
     },
@@ -54,6 +56,8 @@ pub(super) struct Laid {
     pub warnings: Vec<Warning>,
     /// Whether the segments were submitted as such, so that what is wrong with one has a field.
     are_given: bool,
+    /// The masks that were laid last.
+    masks: LaidMasks,
 }
 
 impl Laid {
@@ -100,14 +104,59 @@ impl From<segs::Seg> for Found {
     }
 }
 
+/// What a mask as it lies on a picture is made of; where it lies makes no difference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Shape {
+    /// The mask as it was found or given; `None`: 1 everywhere.
+    mask: Option<MaskRef>,
+    /// The size to which it is resized.
+    resize: Option<Size>,
+    /// The part of it that lies on the picture.
+    cut: Option<Region>,
+    /// The size of the region that it is stretched over when it is pasted.
+    pasted: Size,
+}
+
+/// A mask as it lies on a picture.
+#[derive(Debug, Clone)]
+struct LaidMask {
+    mask: MaskRef,
+    is_empty: bool,
+    /// The pixels that pasting it changes, as if its region began at the picture's first pixel.
+    touched: Touched,
+}
+
+/// The masks that were laid last. Most tiles of a grid have the mask of a neighbour, and feathering it takes long.
+#[derive(Debug, Default)]
+struct LaidMasks {
+    kept: VecDeque<(Shape, LaidMask)>,
+}
+
+/// How many laid masks are remembered: a scaled grid has several sizes of tiles, at each of its edges and within.
+const LAID_MASKS: usize = 32;
+
+impl LaidMasks {
+    fn find(&self, shape: &Shape) -> Option<LaidMask> {
+        self.kept.iter().find(|(kept, _)| kept == shape).map(|(_, laid)| laid.clone())
+    }
+
+    fn keep(&mut self, shape: Shape, laid: LaidMask) {
+        if self.kept.len() == LAID_MASKS {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((shape, laid));
+    }
+}
+
 /// Control pictures at the size of the SEGS. Segments tend to share one.
 #[derive(Default)]
 struct ControlPictures {
     kept: Vec<(Source, Arc<Frames>)>,
 }
 
-/// How many control pictures are held at once.
-const CONTROL_PICTURES: usize = 2;
+/// How many control pictures are held at once, however large they are; more are as long as they are no larger together
+/// than a whole picture may be.
+const CONTROL_PICTURES: u64 = 2;
 
 /// Runs work that takes long on a thread of its own.
 async fn blocking<T: Send + 'static>(
@@ -127,14 +176,8 @@ impl Intake {
     pub(super) async fn segs(&self, at: &str, request: SegsRequest, ground: Ground) -> Result<Laid, Refusal> {
         match request {
             SegsRequest::Given(given) => self.lay_given(&format!("{at}.segs"), given, ground).await,
-            SegsRequest::Mask(request) => {
-                let found = self.segs_of_mask(&format!("{at}.mask"), request, ground.found_in).await?;
-                self.lay_found(at, found, ground).await
-            }
-            SegsRequest::Tiles(request) => {
-                let found = self.segs_of_tiles(&format!("{at}.tiles"), request, ground.found_in).await?;
-                self.lay_found(at, found, ground).await
-            }
+            SegsRequest::Mask(request) => self.lay_mask(at, request, ground).await,
+            SegsRequest::Tiles(request) => self.lay_tiles(at, request, ground).await,
         }
     }
 
@@ -151,16 +194,20 @@ impl Intake {
         Ok(laid)
     }
 
-    async fn lay_found(&self, at: &str, found: segs::Segs, ground: Ground) -> Result<Laid, Refusal> {
-        let count = found.segs.len() as u64;
-        if count > MAX_SEGS {
-            return Err(Refusal::field(at, format!("holds {count} segments, and the most is {MAX_SEGS}")));
-        }
+    /// Lays SEGS of the submitted picture, each before the next is made: no more than one mask is held.
+    async fn lay_found(
+        &self,
+        at: &str,
+        mut found: impl Iterator<Item = Result<segs::Seg, PixelError>> + Send + 'static,
+        ground: Ground,
+    ) -> Result<Laid, Refusal> {
         let mut laid = Laid::default();
-        for (index, seg) in found.segs.into_iter().enumerate() {
-            self.lay(at, index, found.header, seg.into(), ground, &mut laid).await?;
+        loop {
+            let next;
+            (next, found) = blocking("making SEGS", move || (found.next(), found)).await?;
+            let Some(seg) = next.transpose().map_err(pixel_fault(at))? else { return Ok(laid) };
+            self.lay(at, laid.segs.len(), ground.found_in, seg.into(), ground, &mut laid).await?;
         }
-        Ok(laid)
     }
 
     /// Brings in what the segment at `at` names; gives it with what the tensors of its ControlNets take in bytes.
@@ -221,7 +268,8 @@ impl Intake {
         let picture = self.colours(field, request).await?;
         let resized = blocking("the resampler", move || tensor_resize(&picture, size)).await?;
         let resized = Arc::new(resized.map_err(pixel_fault(field))?);
-        if pictures.kept.len() == CONTROL_PICTURES {
+        let most = self.limits.max_whole_picture_bytes / size_of_val(&resized.data[..]) as u64; // all have one size
+        if pictures.kept.len() as u64 >= most.max(CONTROL_PICTURES) {
             pictures.kept.remove(0);
         }
         pictures.kept.push((source, resized.clone()));
@@ -254,8 +302,8 @@ impl Intake {
             crop_region,
             label,
             confidence,
-            cropped_mask: domain::pipe::MaskRef {
-                digest: domain::digest::Digest::of(&[]), // until it is known
+            cropped_mask: MaskRef {
+                digest: Digest::of(&[]), // until it is known
                 size: mask.as_ref().map_or(claimed, Mask::size),
             },
             cropped_image: None,
@@ -280,24 +328,54 @@ impl Intake {
         if is_misplaced && !laid.warnings.contains(&Warning::Misplaced) {
             laid.warnings.push(Warning::Misplaced);
         }
-        let feather = ground.feather;
-        let fitted =
-            blocking("laying SEGS", move || fit(mask, image, &place, Shape { claimed, is_scaled }, feather)).await?;
-        let Fitted { mask, image, is_empty, touched } = fitted.map_err(pixel_fault(&format!("{at}[{index}]")))?;
+        let LaidMask { mask, is_empty, touched } =
+            self.keep_laid(&format!("{at}[{index}]"), mask, place, ground.feather, &mut laid.masks).await?;
         seg.bbox = place.bbox;
         seg.crop_region = place.region.into();
-        seg.cropped_mask = self.keep_mask(&mask).await?;
-        seg.cropped_image = match image {
-            Some(image) => Some(self.keep_pixels(&image).await?),
-            None => None,
-        };
+        seg.cropped_mask = mask;
+        if let Some(image) = image {
+            let fitted = blocking("laying SEGS", move || fit_image(image, &place, claimed, is_scaled)).await?;
+            let image = fitted.map_err(pixel_fault(&format!("{at}[{index}]")))?;
+            seg.cropped_image = Some(self.keep_pixels(&image).await?);
+        }
+        let touched = touched.moved(place.region.x, place.region.y);
         laid.segs.push(Placed { seg, is_empty, touched });
         Ok(())
     }
 
-    async fn segs_of_mask(&self, at: &str, request: MaskToSegsRequest, size: Size) -> Result<segs::Segs, Refusal> {
-        let field = format!("{at}.mask");
+    /// Lays the mask of a segment as `place` says and keeps it, unless one like it was `laid` before.
+    async fn keep_laid(
+        &self,
+        at: &str,
+        mask: Option<Mask>,
+        place: Place,
+        feather: u32,
+        laid: &mut LaidMasks,
+    ) -> Result<LaidMask, Refusal> {
+        let named = move || {
+            let named = mask.as_ref().map(|mask| MaskRef { digest: Digest::of(&to_le(&mask.data)), size: mask.size() });
+            (mask, named)
+        };
+        let (mask, named) = blocking("laying SEGS", named).await?;
+        let shape = Shape { mask: named, resize: place.resize, cut: place.cut, pasted: place.region.size() };
+        if let Some(known) = laid.find(&shape) {
+            return Ok(known);
+        }
+        let fitted = blocking("laying SEGS", move || {
+            let mask = fit(mask, &place)?;
+            let touched = touched(&mask, place.region.size(), feather)?;
+            Ok::<_, PixelError>((mask, touched))
+        });
+        let (mask, touched) = fitted.await?.map_err(pixel_fault(at))?;
+        let known = LaidMask { mask: self.keep_mask(&mask).await?, is_empty: mask.is_zero(), touched };
+        laid.keep(shape, known.clone());
+        Ok(known)
+    }
+
+    async fn lay_mask(&self, at: &str, request: MaskToSegsRequest, ground: Ground) -> Result<Laid, Refusal> {
+        let field = format!("{at}.mask.mask");
         let mask = self.mask(&field, request.mask).await?;
+        let size = ground.found_in;
         if mask.size() != size {
             let why =
                 format!("is {}, and the picture is {size}: a mask as large as the picture is wanted", mask.size());
@@ -311,11 +389,13 @@ impl Intake {
             contour_fill: request.contour_fill,
             crop_min_size: None,
         };
-        blocking("finding SEGS", move || node.run(&mask)).await
+        let found = blocking("finding SEGS", move || node.find(mask)).await?;
+        check_count(&field, found.len() as u64, "a larger `drop_size` leaves out small ones")?;
+        self.lay_found(at, found.map(Ok), ground).await
     }
 
-    async fn segs_of_tiles(&self, at: &str, request: MakeTileSegsRequest, size: Size) -> Result<segs::Segs, Refusal> {
-        let path = |field: &str| format!("{at}.{field}");
+    async fn lay_tiles(&self, at: &str, request: MakeTileSegsRequest, ground: Ground) -> Result<Laid, Refusal> {
+        let path = |field: &str| format!("{at}.tiles.{field}");
         let mode = request.irregular_mask_mode.parse();
         let node = MakeTileSegs {
             bbox_size: request.bbox_size.into(),
@@ -325,32 +405,27 @@ impl Intake {
             mask_irregularity: request.mask_irregularity,
             irregular_mask_mode: mode.map_err(pixel_fault(&path("irregular_mask_mode")))?,
         };
-        // Every tile has a mask as large as its crop, and tiles share at most half of their side.
-        let side = f64::from(request.bbox_size);
-        let step = side - f64::from(request.min_overlap).min(side / 2.0);
-        let held = size.pixels() as f64 * (node.crop_factor * side / step).powi(2) * size_of::<f32>() as f64;
-        self.limits
-            .check_whole("the masks of all tiles", held as u64)
-            .map_err(|error| Refusal::field(path("crop_factor"), error.to_string()))?;
         let filter_in = self.filter(&path("filter_in_segs.segs"), request.filter_in_segs).await?;
         let filter_out = self.filter(&path("filter_out_segs.segs"), request.filter_out_segs).await?;
         let mut drawing = Drawing::new(request.seed);
-        let run =
-            move || node.run(size, filter_in.as_ref(), filter_out.as_ref(), |side, rough| drawing.draw(side, rough));
-        blocking("making tiles", run).await?.map_err(pixel_fault(&path("min_overlap")))
+        let draw = move |side, rough| drawing.draw(side, rough);
+        let plan = move || node.plan(ground.found_in, filter_in, filter_out, draw);
+        let tiles = blocking("planning tiles", plan).await?.map_err(pixel_fault(&path("min_overlap")))?;
+        check_count(&path("bbox_size"), tiles.most(), "larger tiles are fewer")?;
+        self.check_mask(&path("crop_factor"), tiles.largest())?;
+        self.lay_found(at, tiles, ground).await
     }
 
-    /// SEGS that filter tiles: only their places and masks count.
-    async fn filter(&self, at: &str, given: Option<GivenSegs>) -> Result<Option<segs::Segs>, Refusal> {
+    /// The mask of SEGS that filter tiles: only their places and masks count. One after the other is added to it.
+    async fn filter(&self, at: &str, given: Option<GivenSegs>) -> Result<Option<Mask>, Refusal> {
         let Some(GivenSegs { size, segs }) = given else { return Ok(None) };
         if size.pixels() == 0 {
             return Err(Refusal::field(at, "have no size: filters need the size of their picture"));
         }
         self.check_mask(at, size)?;
-        let mut filter = segs::Segs { header: size, segs: Vec::with_capacity(segs.len()) };
-        for (index, request) in segs.into_iter().enumerate() {
+        let mut combined = CombinedMask::new(size);
+        for (index, SegRequest { crop_region, cropped_mask, .. }) in segs.into_iter().enumerate() {
             let at = format!("{at}[{index}]");
-            let SegRequest { crop_region, label, confidence, cropped_mask, .. } = request;
             let region = crop_region.within(size);
             if region.size().pixels() == 0 {
                 let why = format!("{crop_region} lies outside of the {size} picture");
@@ -358,72 +433,53 @@ impl Intake {
             }
             let field = format!("{at}.cropped_mask");
             let mask = match cropped_mask {
-                MaskRequest::Full => Mask::zeros(region.size()).map(|_| 1.0),
-                MaskRequest::Picture(picture) => self.mask(&format!("{field}.picture"), picture).await?,
-                MaskRequest::Runs(runs) => self.runs(&format!("{field}.rle"), &runs)?,
+                MaskRequest::Full => None,
+                MaskRequest::Picture(picture) => Some(self.mask(&format!("{field}.picture"), picture).await?),
+                MaskRequest::Runs(runs) => Some(self.runs(&format!("{field}.rle"), &runs)?),
             };
-            let mask = if mask.size() == region.size() {
-                mask
-            } else {
-                mask.resize(region.size()).map_err(pixel_fault(&field))?
+            let add = move || {
+                match mask {
+                    None => combined.add_full(&region.into()),
+                    Some(mask) if mask.size() == region.size() => combined.add(&region.into(), &mask)?,
+                    Some(mask) => combined.add(&region.into(), &mask.resize(region.size())?)?,
+                }
+                Ok(combined)
             };
-            let bbox = region.into();
-            let (cropped_image, crop_region) = (None, region.into());
-            filter.segs.push(segs::Seg { cropped_image, cropped_mask: mask, confidence, crop_region, bbox, label });
+            combined = blocking("joining filters", add).await?.map_err(pixel_fault(&field))?;
         }
-        Ok(Some(filter))
+        let mask = blocking("joining filters", move || combined.finish()).await?;
+        Ok(Some(mask.map_err(pixel_fault(at))?))
     }
 }
 
-/// The mask and the pixels of a segment as they lie on a picture.
-struct Fitted {
-    mask: Mask,
-    image: Option<Frames>,
-    is_empty: bool,
-    touched: Touched,
+/// Refuses more segments than a job may have, and names the `way_out`.
+fn check_count(field: &str, count: u64, way_out: &str) -> Result<(), Refusal> {
+    if count > MAX_SEGS {
+        let why = format!("makes {count} segments, and the most is {MAX_SEGS}: {way_out}");
+        return Err(Refusal::field(field, why));
+    }
+    Ok(())
 }
 
-/// A segment before it was laid on a picture.
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    /// The size of its crop region.
-    claimed: Size,
-    /// Whether its SEGS are of another size than the picture.
-    is_scaled: bool,
-}
-
-/// Resizes and cuts the mask and the pixels of a segment as `place` says, and finds the pixels that pasting it changes.
-fn fit(
-    mask: Option<Mask>,
-    image: Option<Frames>,
-    place: &Place,
-    shape: Shape,
-    feather: u32,
-) -> Result<Fitted, PixelError> {
-    let mask = match mask {
-        None => Mask::zeros(place.region.size()).map(|_| 1.0),
-        Some(mask) => {
-            let mask = match place.resize {
-                Some(resize) if resize != mask.size() => mask.resize(resize)?,
-                _ => mask,
-            };
-            match place.cut {
-                Some(cut) => mask.crop(&cut.into()),
-                None => mask,
-            }
-        }
+/// Resizes and cuts the mask of a segment as `place` says.
+fn fit(mask: Option<Mask>, place: &Place) -> Result<Mask, PixelError> {
+    let Some(mask) = mask else { return Ok(Mask::zeros(place.region.size()).map(|_| 1.0)) };
+    let mask = match place.resize {
+        Some(resize) if resize != mask.size() => mask.resize(resize)?,
+        _ => mask,
     };
-    let image = image.map(|image| fit_image(image, place, shape)).transpose()?;
-    let is_empty = mask.is_zero();
-    let touched = if is_empty { Touched::default() } else { touched(place.region, &mask, feather)? };
-    Ok(Fitted { mask, image, is_empty, touched })
+    Ok(match place.cut {
+        Some(cut) => mask.crop(&cut.into()),
+        None => mask,
+    })
 }
 
-/// Pixels are resized where the SEGS are scaled, and where they must be cut and are not as large as their region.
-fn fit_image(image: Frames, place: &Place, shape: Shape) -> Result<Frames, PixelError> {
-    let whole = place.resize.unwrap_or(shape.claimed);
+/// Pixels are resized where the SEGS are scaled, and where they must be cut and are not as large as their `claimed`
+/// region.
+fn fit_image(image: Frames, place: &Place, claimed: Size, is_scaled: bool) -> Result<Frames, PixelError> {
+    let whole = place.resize.unwrap_or(claimed);
     let image = match place.cut {
-        _ if shape.is_scaled => tensor_resize(&image, whole)?,
+        _ if is_scaled => tensor_resize(&image, whole)?,
         Some(_) if image.size() != whole => tensor_resize(&image, whole)?,
         _ => image,
     };
@@ -433,9 +489,13 @@ fn fit_image(image: Frames, place: &Place, shape: Shape) -> Result<Frames, Pixel
     })
 }
 
-/// The pixels at which the paste mask is not 0. A mask that is not as large as its region is feathered, then stretched.
-fn touched(region: Region, mask: &Mask, feather: u32) -> Result<Touched, PixelError> {
+/// The pixels of a region of size `pasted` at which the paste mask is not 0. A mask that is not as large as its region
+/// is feathered, then stretched.
+fn touched(mask: &Mask, pasted: Size, feather: u32) -> Result<Touched, PixelError> {
+    if mask.is_zero() {
+        return Ok(Touched::default());
+    }
     let feathered = mask.feather(feather.into());
-    let stretched = if mask.size() == region.size() { feathered } else { feathered.resize(region.size())? };
-    Ok(Touched::of(region, &stretched.data))
+    let stretched = if mask.size() == pasted { feathered } else { feathered.resize(pasted)? };
+    Ok(Touched::of(Region::new(0, 0, pasted.width, pasted.height), &stretched.data))
 }

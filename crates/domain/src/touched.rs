@@ -51,6 +51,16 @@ impl Touched {
         touched
     }
 
+    /// The same pixels `x` further to the right and `y` further down.
+    pub fn moved(&self, x: u32, y: u32) -> Self {
+        let band = |Band { top, bottom, runs }: &Band| Band {
+            top: top + y,
+            bottom: bottom + y,
+            runs: runs.iter().map(|(left, right)| (left + x, right + x)).collect(),
+        };
+        Self { bands: self.bands.iter().map(band).collect() }
+    }
+
     /// Adds row `y`, which lies below all others.
     fn push(&mut self, y: u32, runs: Vec<(u32, u32)>) {
         match self.bands.last_mut() {
@@ -194,6 +204,7 @@ mod tests {
         ) {
             let place = Region::new(2, 3, width, height);
             let touched = Touched::of(place, &weights);
+            prop_assert_eq!(&Touched::of(Region::new(0, 0, width, height), &weights).moved(2, 3), &touched);
             let region = Region::new(x, y, w, h);
             let is_touched = |x: u32, y: u32| {
                 Region::new(x, y, 1, 1).intersection(&place).is_some()

@@ -6,8 +6,10 @@
 pub mod from_mask;
 pub mod tiles;
 
+use std::ops::Range;
+
 use domain::{
-    region::{Corners, Size},
+    region::{Corners, Region, Size},
     segs::scaled_region,
 };
 
@@ -101,13 +103,13 @@ impl Segs {
         Ok(Self { header: to, segs: self.segs.iter().map(seg).collect::<Result<_, _>>()? })
     }
 
-    /// All masks in one mask of the picture's size: their bytes joined by OR, over 255.
+    /// All masks in one mask of the picture's size, as [`CombinedMask`] joins them.
     pub fn combined_mask(&self) -> Result<Mask, PixelError> {
-        let mut joined = vec![0; self.header.pixels() as usize];
+        let mut combined = CombinedMask::new(self.header);
         for seg in &self.segs {
-            self.place(seg, |at, byte| joined[at] |= byte)?;
+            combined.add(&seg.crop_region, &seg.cropped_mask)?;
         }
-        Mask::from_bytes(self.header, &joined)
+        combined.finish()
     }
 
     /// Each mask in a mask of the picture's size, one frame per segment, cut to bytes.
@@ -115,27 +117,9 @@ impl Segs {
         let len = self.header.pixels() as usize;
         let mut data = vec![0; len * self.segs.len()];
         for (index, seg) in self.segs.iter().enumerate() {
-            self.place(seg, |at, byte| data[index * len + at] = byte)?;
+            place(self.header, &seg.crop_region, &seg.cropped_mask, |at, byte| data[index * len + at] = byte)?;
         }
         Mask::new(self.segs.len(), self.header, bytes::dequantise(&data))
-    }
-
-    /// Calls `put` with the position in the picture and the byte of every value of a segment's mask.
-    fn place(&self, seg: &Seg, mut put: impl FnMut(usize, u8)) -> Result<(), PixelError> {
-        let mask = &seg.cropped_mask;
-        if mask.frames != 1 {
-            return Err(PixelError::Frames { operation: "joining masks", want: 1, got: mask.frames });
-        }
-        let (want, region) = (mask.size(), seg.crop_region.within(self.header));
-        if want != region.size() {
-            return Err(PixelError::SizeMismatch { operation: "a segment's mask", want, got: region.size() });
-        }
-        for y in 0..mask.height {
-            let start = (region.y as usize + y) * self.header.width as usize + region.x as usize;
-            let row = &mask.data[y * mask.width..][..mask.width];
-            row.iter().enumerate().for_each(|(x, &value)| put(start + x, to_u8(value)));
-        }
-        Ok(())
     }
 
     /// Every segment's mask with each byte joined to that of `mask`, a mask of the whole picture, by `join`.
@@ -171,6 +155,60 @@ impl Segs {
         out.segs.iter_mut().for_each(|seg| seg.cropped_mask = seg.cropped_mask.dilate(dilation));
         out
     }
+}
+
+/// The masks of segments in one mask of the picture's size: their bytes joined by OR, over 255.
+///
+/// They come one after the other, so that no more than one is held beside it.
+#[derive(Debug)]
+pub struct CombinedMask {
+    size: Size,
+    bytes: Vec<u8>,
+}
+
+impl CombinedMask {
+    /// That of no segment of a picture of `size`.
+    pub fn new(size: Size) -> Self {
+        Self { size, bytes: vec![0; size.pixels() as usize] }
+    }
+
+    /// Adds the mask of a segment, as large as what of `crop_region` lies within the picture.
+    pub fn add(&mut self, crop_region: &Corners, cropped_mask: &Mask) -> Result<(), PixelError> {
+        place(self.size, crop_region, cropped_mask, |at, byte| self.bytes[at] |= byte)
+    }
+
+    /// Adds a mask that is 1 everywhere.
+    pub fn add_full(&mut self, crop_region: &Corners) {
+        let region = crop_region.within(self.size);
+        for row in rows(region, self.size) {
+            self.bytes[row].fill(u8::MAX);
+        }
+    }
+
+    /// The mask.
+    pub fn finish(self) -> Result<Mask, PixelError> {
+        Mask::from_bytes(self.size, &self.bytes)
+    }
+}
+
+/// Calls `put` with the position in the `picture` and the byte of every value of a segment's mask.
+fn place(picture: Size, crop_region: &Corners, mask: &Mask, mut put: impl FnMut(usize, u8)) -> Result<(), PixelError> {
+    if mask.frames != 1 {
+        return Err(PixelError::Frames { operation: "joining masks", want: 1, got: mask.frames });
+    }
+    let (want, region) = (mask.size(), crop_region.within(picture));
+    if want != region.size() {
+        return Err(PixelError::SizeMismatch { operation: "a segment's mask", want, got: region.size() });
+    }
+    let places = rows(region, picture).flatten();
+    places.zip(&mask.data).for_each(|(at, &value)| put(at, to_u8(value)));
+    Ok(())
+}
+
+/// Where the rows of a region lie among the pixels of a picture.
+fn rows(region: Region, picture: Size) -> impl Iterator<Item = Range<usize>> {
+    let row = move |y: u32| y as usize * picture.width as usize + region.x as usize;
+    (region.y..region.bottom()).map(move |y| row(y)..row(y) + region.width as usize)
 }
 
 #[cfg(test)]
@@ -209,6 +247,10 @@ mod tests {
         let segs = [seg(Corners::new(0, 0, 2, 1), 0.5), seg(Corners::new(1, 0, 3, 1), 0.6)];
         let segs = Segs { header: Size::new(3, 1), segs: segs.into() };
         assert_eq!(segs.combined_mask().unwrap().data, [127, 255, 153].map(from_u8));
+        let mut combined = CombinedMask::new(segs.header);
+        combined.add(&segs.segs[0].crop_region, &segs.segs[0].cropped_mask).unwrap();
+        combined.add_full(&segs.segs[1].crop_region);
+        assert_eq!(combined.finish().unwrap().data, [127, 255, 255].map(from_u8));
         assert_eq!(segs.mask_list().unwrap().data, [127, 127, 0, 0, 153, 153].map(from_u8));
     }
 }

@@ -12,7 +12,7 @@ use domain::{
     segs::MAX_SEGS,
     working::Bbox,
 };
-use imaging::{mask::Mask, picture::Limits, segs::Segs};
+use imaging::{frames::PixelError, mask::Mask, picture::Limits, segs::Segs};
 use proto::v1;
 use serde_json::{Value, json};
 
@@ -363,15 +363,20 @@ impl Writing {
         Ok(MaskSource::Path(named))
     }
 
-    /// Writes segments, and says where the document is.
-    pub fn segs(&self, segs: &Segs) -> anyhow::Result<&Path> {
-        let seg = |(index, seg): (usize, &imaging::segs::Seg)| {
+    /// Writes the segments of a picture of `size` one after the other, and says where the document is.
+    pub fn segs(
+        &self,
+        size: Size,
+        segs: impl Iterator<Item = Result<imaging::segs::Seg, PixelError>>,
+    ) -> anyhow::Result<&Path> {
+        let seg = |(index, seg): (usize, Result<imaging::segs::Seg, PixelError>)| {
+            let seg = seg?;
             Ok(DocumentSeg {
                 bbox: Some(Bbox::from(seg.bbox)),
                 crop_region: seg.crop_region,
-                label: seg.label.clone(),
                 confidence: Some(seg.confidence),
                 cropped_mask: Some(self.mask(index, &seg.label, &seg.cropped_mask)?),
+                label: seg.label,
                 cropped_image: None,
                 positive: None,
                 negative: None,
@@ -379,8 +384,8 @@ impl Writing {
                 control_images: Vec::new(),
             })
         };
-        let made = segs.segs.iter().enumerate().map(seg).collect::<anyhow::Result<_>>()?;
-        self.document(&Document::new(segs.header, made))
+        let made = segs.enumerate().map(seg).collect::<anyhow::Result<_>>()?;
+        self.document(&Document::new(size, made))
     }
 
     /// Writes the document `from` anew, whose files lie in `folder`. What is not on this machine stays named as it is.
@@ -534,7 +539,8 @@ mod tests {
             (Masks::Png, "c", vec!["c/0-afacex-mask.png", "c/1-mask.png"]),
         ] {
             let writing = Writing::to(&at(output), masks, false).unwrap();
-            let path = writing.segs(&segs()).unwrap();
+            let Segs { header, segs: made } = segs();
+            let path = writing.segs(header, made.into_iter().map(Ok)).unwrap();
             assert_eq!(path, if output == "c" { at("c/segs.json") } else { at(output) });
             let document = read(path).unwrap();
             assert_eq!(check(&document, super::folder(path), &Limits::default()), Findings::default());

@@ -141,8 +141,12 @@ fn basic_pipe(checkpoint: &str) -> Option<v1::BasicPipe> {
     Some(v1::BasicPipe { checkpoint: checkpoint.to_owned(), ..Default::default() })
 }
 
+fn source(source: v1::segs_source::Source) -> Option<v1::SegsSource> {
+    Some(v1::SegsSource { source: Some(source) })
+}
+
 fn given(width: u32, height: u32, segs: Vec<v1::Seg>) -> Option<v1::SegsSource> {
-    Some(v1::SegsSource { source: Some(v1::segs_source::Source::Segs(v1::Segs { width, height, segs })) })
+    source(v1::segs_source::Source::Segs(v1::Segs { width, height, segs }))
 }
 
 fn seg(crop_region: [i64; 4]) -> v1::Seg {
@@ -209,25 +213,96 @@ async fn segs_are_scaled_to_the_enlarged_picture_and_touch_what_their_feather_re
 async fn a_grid_is_of_the_submitted_picture_and_scaled_like_any_segs() {
     let door = Door::with_checkpoint().await;
     let tiles = v1::MakeTileSegs { bbox_size: 64, crop_factor: Some(1.0), min_overlap: Some(0), ..Default::default() };
-    let source = Some(v1::SegsSource { source: Some(v1::segs_source::Source::Tiles(tiles)) });
     let picture = door.picture(Color::Rgb, 128, 64).await;
-    let job = door.upscale(upscale_job(picture, source)).await;
+    let job = door.upscale(upscale_job(picture, source(v1::segs_source::Source::Tiles(tiles)))).await;
     let regions: Vec<_> = job.segs.iter().map(|placed| placed.seg.crop_region.to_string()).collect();
     assert_eq!(regions, ["(0, 0, 128, 128)", "(128, 0, 256, 128)"]);
 }
 
 #[tokio::test]
+async fn the_masks_of_a_grid_need_not_fit_into_memory_together() {
+    let mut door = Door::with_checkpoint().await;
+    door.intake.limits.max_whole_picture_bytes = 96 * 96 * 4; // one mask
+    let picture = door.picture(Color::Rgb, 512, 512).await;
+    let grid = |crop_factor| {
+        let tiles = v1::MakeTileSegs {
+            bbox_size: 64,
+            crop_factor: Some(crop_factor),
+            min_overlap: Some(0),
+            ..Default::default()
+        };
+        let job = detail_job(picture.clone(), source(v1::segs_source::Source::Tiles(tiles)));
+        v1::SegsDetailJob { paste: Some(v1::SegsPaste::default()), ..job }
+    };
+    let (job, _) = door.detail(grid(1.5)).await;
+    assert_eq!(job.segs.len(), 64);
+    let first = &job.segs[0];
+    assert_eq!(first.touched.bounds(), Some(Region::new(0, 0, 64 + 5, 64 + 5)), "the tile and its feather");
+    let inner: Vec<_> =
+        job.segs.iter().filter(|placed| placed.seg.cropped_mask == job.segs[9].seg.cropped_mask).collect();
+    assert_eq!(inner.len(), 36, "all but those at the edges have one mask");
+    for Placed { seg, touched, .. } in inner {
+        let [x1, y1, ..] = <[i64; 4]>::from(seg.crop_region).map(|at| at as u32);
+        assert_eq!(touched.bounds(), Some(Region::new(x1 + 16 - 5, y1 + 16 - 5, 64 + 10, 64 + 10)));
+    }
+    let (field, why) = door.refused(Kind::SegsDetail(grid(1.6))).await;
+    assert_eq!(field, "segs_detail.segs.tiles.crop_factor");
+    assert!(why.contains("limits.max_whole_picture_bytes"), "{why}");
+}
+
+#[tokio::test]
+async fn more_segments_than_a_job_may_have_are_refused_before_one_is_laid() {
+    let door = Door::with_checkpoint().await;
+    // As low as this, tiles of 33 pixels that share 32 of them come pixel by pixel.
+    let picture = door.picture(Color::Rgb, 20_040, 33).await;
+    let tiles = v1::MakeTileSegs { bbox_size: 64, min_overlap: Some(32), ..Default::default() };
+    let grid = detail_job(picture, source(v1::segs_source::Source::Tiles(tiles)));
+    let (field, why) = door.refused(Kind::SegsDetail(grid)).await;
+    assert_eq!(field, "segs_detail.segs.tiles.bbox_size");
+    assert_eq!(why, "makes 20040 segments, and the most is 20000: larger tiles are fewer");
+
+    let specks = png(Color::Grey, 3 * 150, 3 * 150, |x, y| if x % 3 < 2 && y % 3 < 2 { 255 } else { 0 });
+    let mask = door.upload("specks.png", specks).await;
+    let parts = v1::MaskToSegs { mask: Some(mask), drop_size: Some(1), ..Default::default() };
+    let picture = door.picture(Color::Rgb, 3 * 150, 3 * 150).await;
+    let specks = detail_job(picture, source(v1::segs_source::Source::Mask(parts)));
+    let (field, why) = door.refused(Kind::SegsDetail(specks)).await;
+    assert_eq!(field, "segs_detail.segs.mask.mask");
+    assert!(why.starts_with("makes 22500 segments") && why.contains("drop_size"), "{why}");
+}
+
+#[tokio::test]
+async fn filters_keep_a_grid_to_some_of_its_tiles() {
+    let door = Door::with_checkpoint().await;
+    let picture = door.picture(Color::Rgb, 128, 128).await;
+    let filter = |segs| Some(v1::Segs { width: 128, height: 128, segs });
+    let right = masked([0, 0, 128, 128], door.mask(32, 32, 16).await); // stretched, from column 62 on
+    let tiles = v1::MakeTileSegs {
+        bbox_size: 64,
+        crop_factor: Some(1.0),
+        min_overlap: Some(0),
+        filter_segs_dilation: Some(0),
+        filter_in_segs: filter(vec![right]),
+        filter_out_segs: filter(vec![seg([0, 0, 128, 30]), seg([0, 20, 128, 64])]),
+        ..Default::default()
+    };
+    let (job, _) = door.detail(detail_job(picture, source(v1::segs_source::Source::Tiles(tiles)))).await;
+    let regions: Vec<_> = job.segs.iter().map(|placed| placed.seg.crop_region.to_string()).collect();
+    assert_eq!(regions, ["(62, 64, 126, 128)", "(64, 64, 128, 128)"]);
+}
+
+#[tokio::test]
 async fn a_mask_becomes_segs_if_it_is_as_large_as_the_picture() {
     let door = Door::with_checkpoint().await;
-    let source = |mask| {
+    let parts = |mask| {
         let mask = v1::MaskToSegs { mask: Some(mask), crop_factor: Some(1.0), ..Default::default() };
-        Some(v1::SegsSource { source: Some(v1::segs_source::Source::Mask(mask)) })
+        source(v1::segs_source::Source::Mask(mask))
     };
     let picture = door.picture(Color::Rgb, 64, 48).await;
-    let (job, _) = door.detail(detail_job(picture.clone(), source(door.mask(64, 48, 32).await))).await;
+    let (job, _) = door.detail(detail_job(picture.clone(), parts(door.mask(64, 48, 32).await))).await;
     assert_eq!(job.segs.len(), 1);
     assert_eq!(job.segs[0].seg.crop_region, [32, 0, 64, 48].into());
-    let (field, why) = door.refused(Kind::SegsDetail(detail_job(picture, source(door.mask(32, 48, 8).await)))).await;
+    let (field, why) = door.refused(Kind::SegsDetail(detail_job(picture, parts(door.mask(32, 48, 8).await)))).await;
     assert_eq!(field, "segs_detail.segs.mask.mask");
     assert!(why.contains("32x48") && why.contains("64x48"), "{why}");
 }

@@ -2,12 +2,12 @@
 
 use std::str::FromStr;
 
-use domain::region::{Corners, Size};
+use domain::region::{Corners, Region, Size};
 
 use super::{
     Seg, Segs,
     from_mask::{MaskToSegs, fill},
-    make_crop_region,
+    make_crop_region, rows,
 };
 use crate::{frames::PixelError, mask::Mask};
 
@@ -75,17 +75,31 @@ fn roughness(quality: u32, irregularity: f64) -> i64 {
 }
 
 impl MakeTileSegs {
-    /// Covers a picture of `size`, leaving out what `filter_out` holds and keeping to what `filter_in` holds.
-    ///
-    /// `draw` makes the irregular masks: one of the side given, with edges as rough as the irregularity given, such as
-    /// [`Drawing::draw`]. A minimal overlap that the picture's size leaves no room for is refused.
+    /// The segments of [`MakeTileSegs::plan`] all at once, for small pictures.
     pub fn run(
         &self,
         size: Size,
         filter_in: Option<&Segs>,
         filter_out: Option<&Segs>,
-        mut draw: impl FnMut(u32, f64) -> Mask,
+        draw: impl FnMut(u32, f64) -> Mask,
     ) -> Result<Segs, PixelError> {
+        let combined = |segs: Option<&Segs>| segs.map(Segs::combined_mask).transpose();
+        let tiles = self.plan(size, combined(filter_in)?, combined(filter_out)?, draw)?;
+        Ok(Segs { header: size, segs: tiles.collect::<Result<_, _>>()? })
+    }
+
+    /// Plans how a picture of `size` is covered, leaving out what the mask `filter_out` holds and keeping to what
+    /// `filter_in` holds: the [combined](super::CombinedMask) masks of SEGS.
+    ///
+    /// `draw` makes the irregular masks: one of the side given, with edges as rough as the irregularity given, such as
+    /// [`Drawing::draw`]. A minimal overlap that the picture's size leaves no room for is refused.
+    pub fn plan<D: FnMut(u32, f64) -> Mask>(
+        &self,
+        size: Size,
+        filter_in: Option<Mask>,
+        filter_out: Option<Mask>,
+        mut draw: D,
+    ) -> Result<TileSegs<D>, PixelError> {
         let (mut bbox_size, mut min_overlap) = (self.bbox_size, self.min_overlap as f64);
         if bbox_size as f64 <= 2.0 * min_overlap {
             min_overlap = bbox_size as f64 / 2.0;
@@ -97,107 +111,219 @@ impl MakeTileSegs {
             min_overlap += rough as f64;
             bbox_size += 2 * rough;
         }
-        let filter = |segs: Option<&Segs>| {
-            segs.map(|segs| Ok::<_, PixelError>(segs.combined_mask()?.resize(size)?.dilate(self.filter_segs_dilation)))
-                .transpose()
-        };
-        let (excluded, included) = (filter(filter_out)?, filter(filter_in)?);
-
-        let area = match &included {
-            None => Corners::new(0, 0, i64::from(size.width), i64::from(size.height)),
-            Some(mask) => match area_of(mask) {
-                Some(area) => area,
-                None => return Ok(Segs { header: size, segs: Vec::new() }),
-            },
-        };
-        if bbox_size > area.width() || bbox_size > area.height() {
-            bbox_size = bbox_size.min(area.width()).min(area.height());
+        let mut area = Some(Region::new(0, 0, size.width, size.height).into());
+        let mut kept = None;
+        if let Some(mask) = self.filter(size, filter_in)? {
+            area = MaskToSegs::combined_region(&mask);
+            keep(&mut kept, &mask, |included| included != 0.0);
         }
-        let (columns, step_x) = grid(area.width(), bbox_size, min_overlap)?;
-        let (rows, step_y) = grid(area.height(), bbox_size, min_overlap)?;
-        let reused = (irregular && self.irregular_mask_mode.reuses()).then(|| draw(quality, self.mask_irregularity));
+        if let Some(mask) = self.filter(size, filter_out)? {
+            keep(&mut kept, &mask, |excluded| excluded == 0.0);
+        }
+        let mut tiles = TileSegs {
+            size,
+            crop_factor: self.crop_factor,
+            columns: Axis::default(),
+            rows: Axis::default(),
+            edges: Edges::Straight,
+            kept,
+            next: 0,
+            most: 0,
+        };
+        let Some(area) = area else { return Ok(tiles) };
+        let bbox_size = bbox_size.min(area.width()).min(area.height());
+        tiles.columns = Axis::new(area.x1, area.width(), bbox_size, min_overlap, size.width)?;
+        tiles.rows = Axis::new(area.y1, area.height(), bbox_size, min_overlap, size.height)?;
+        if irregular {
+            let irregularity = self.mask_irregularity;
+            tiles.edges = if self.irregular_mask_mode.reuses() {
+                let side = Corners::new(0, 0, bbox_size, bbox_size).size()?;
+                Edges::Reused(draw(quality, irregularity).resize(side)?)
+            } else {
+                Edges::Drawn { draw, quality, irregularity }
+            };
+        }
+        tiles.most = match tiles.kept {
+            None => tiles.tiles(),
+            Some(_) => (0..tiles.tiles()).filter(|&index| tiles.is_kept(&tiles.regions(index))).count() as u64,
+        };
+        Ok(tiles)
+    }
 
-        let mut segs = Vec::new();
-        for row in 0..rows {
-            let (y1, y2) = snapped(area.y1 + row * step_y, bbox_size, size.height);
-            for column in 0..columns {
-                let (x1, x2) = snapped(area.x1 + column * step_x, bbox_size, size.width);
-                let bbox = Corners { x1, y1, x2, y2 };
-                let crop_region = make_crop_region(size, &bbox, self.crop_factor, None);
-                let mut mask = Mask::zeros(crop_region.size()?);
-                let Corners { x1: left, y1: top, .. } = crop_region;
-                let inner = Corners::new(x1 - left, y1 - top, x2 - left, y2 - top);
-                if irregular {
-                    let drawn = match &reused {
-                        Some(drawn) => drawn.clone(),
-                        None => draw(512, self.mask_irregularity),
-                    };
-                    place_irregular(&mut mask, &inner, &drawn)?;
-                } else {
-                    fill(&mut mask, &inner);
-                }
-                clear_where(&mut mask, excluded.as_ref(), &crop_region, |x| x != 0.0);
-                clear_where(&mut mask, included.as_ref(), &crop_region, |x| x == 0.0);
-                if !mask.is_zero() {
-                    let (cropped_image, label) = (None, String::new());
-                    segs.push(Seg { cropped_image, cropped_mask: mask, confidence: 1.0, crop_region, bbox, label });
-                }
+    /// The mask of a filter, as large as the picture and dilated.
+    fn filter(&self, size: Size, mask: Option<Mask>) -> Result<Option<Mask>, PixelError> {
+        let Some(mask) = mask else { return Ok(None) };
+        let mask = if mask.size() == size { mask } else { mask.resize(size)? };
+        Ok(Some(mask.dilate(self.filter_segs_dilation)))
+    }
+}
+
+/// Leaves out of the pixels that are `kept`, at first all, those at which `mask` does not let them be.
+fn keep(kept: &mut Option<Vec<bool>>, mask: &Mask, lets: impl Fn(f32) -> bool) {
+    let kept = kept.get_or_insert_with(|| vec![true; mask.data.len()]);
+    kept.iter_mut().zip(&mask.data).for_each(|(kept, &value)| *kept &= lets(value));
+}
+
+/// The tiles of an axis of the picture.
+#[derive(Debug, Clone, Copy, Default)]
+struct Axis {
+    /// Where the first begins.
+    from: i64,
+    /// How far they are apart.
+    step: i64,
+    /// How many there are.
+    count: u64,
+    /// Their side.
+    bbox_size: i64,
+    /// The picture's side.
+    limit: i64,
+}
+
+impl Axis {
+    /// Covers `length` pixels from `from` on of a side of `limit`; an overlap may leave no tile at all.
+    fn new(from: i64, length: i64, bbox_size: i64, min_overlap: f64, limit: u32) -> Result<Self, PixelError> {
+        let step = bbox_size as f64 - min_overlap;
+        if step == 0.0 {
+            return Err(PixelError::NoStep { min_overlap, bbox_size });
+        }
+        let mut count = (length as f64 / step).ceil() as i64;
+        let slack = |count: i64| bbox_size * count - length;
+        if slack(count) < 0 {
+            count += 1;
+        }
+        let overlap = if count == 1 { 0 } else { (slack(count) as f64 / (count - 1) as f64) as i64 };
+        if overlap == bbox_size {
+            count = 1;
+        }
+        let (step, count) = (bbox_size - overlap, u64::try_from(count).unwrap_or(0));
+        Ok(Self { from, step, count, bbox_size, limit: limit.into() })
+    }
+
+    /// Where tile `index` begins and ends; one that ends in the last two lines of the picture is moved to its edge.
+    fn tile(&self, index: u64) -> (i64, i64) {
+        let at = self.from + index as i64 * self.step;
+        if at + self.bbox_size < self.limit - 1 {
+            (at, at + self.bbox_size)
+        } else {
+            (self.limit - self.bbox_size, self.limit)
+        }
+    }
+}
+
+/// The edges of tiles.
+enum Edges<D> {
+    Straight,
+    /// One drawing for all tiles, as large as they are.
+    Reused(Mask),
+    /// A drawing per tile, also for those that filters leave out: the others do not depend on them.
+    Drawn {
+        draw: D,
+        quality: u32,
+        irregularity: f64,
+    },
+}
+
+/// The tiles of a picture as segments, row by row, to be taken one after the other.
+///
+/// It holds no masks of segments: each is made when it is taken. What it holds is one drawing, and where there are
+/// filters a byte for each pixel of the picture.
+pub struct TileSegs<D> {
+    size: Size,
+    crop_factor: f64,
+    columns: Axis,
+    rows: Axis,
+    edges: Edges<D>,
+    /// The pixels that the filters keep, where there are filters.
+    kept: Option<Vec<bool>>,
+    /// The next tile.
+    next: u64,
+    most: u64,
+}
+
+impl<D: FnMut(u32, f64) -> Mask> Iterator for TileSegs<D> {
+    type Item = Result<Seg, PixelError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next < self.tiles() {
+            self.next += 1;
+            if let Some(seg) = self.seg(self.next - 1).transpose() {
+                return Some(seg);
             }
         }
-        Ok(Segs { header: size, segs })
+        None
     }
 }
 
-/// The crop region of all that an inclusion mask holds: like a combined segment, without its last row and column.
-fn area_of(mask: &Mask) -> Option<Corners> {
-    let combined = MaskToSegs {
-        combined: true,
-        crop_factor: 1.0,
-        bbox_fill: false,
-        drop_size: 1,
-        contour_fill: false,
-        crop_min_size: None,
-    };
-    combined.run(mask).segs.first().map(|seg| seg.crop_region)
+impl<D: FnMut(u32, f64) -> Mask> TileSegs<D> {
+    /// How many segments there are: as many as there are tiles of which the filters keep something. Irregular ones may
+    /// be fewer, as what is kept may lie beyond their edges.
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// The size that no segment's mask is larger than.
+    pub fn largest(&self) -> Size {
+        let side = |axis: &Axis| (axis.bbox_size as f64 * self.crop_factor).ceil().min(axis.limit as f64) as u32;
+        Size::new(side(&self.columns), side(&self.rows))
+    }
+
+    /// How many tiles the picture is covered with, before filters.
+    fn tiles(&self) -> u64 {
+        self.columns.count * self.rows.count
+    }
+
+    /// Tile `index`, and the crop region around it.
+    fn regions(&self, index: u64) -> (Corners, Corners) {
+        let (x1, x2) = self.columns.tile(index % self.columns.count);
+        let (y1, y2) = self.rows.tile(index / self.columns.count);
+        let bbox = Corners { x1, y1, x2, y2 };
+        (bbox, make_crop_region(self.size, &bbox, self.crop_factor, None))
+    }
+
+    /// Whether the filters keep a pixel of a tile.
+    fn is_kept(&self, (bbox, crop_region): &(Corners, Corners)) -> bool {
+        let Some(kept) = &self.kept else { return true };
+        let Some(shared) = bbox.within(self.size).intersection(&crop_region.within(self.size)) else { return false };
+        rows(shared, self.size).any(|row| kept[row].contains(&true))
+    }
+
+    /// The segment of tile `index`, if anything is left of it.
+    fn seg(&mut self, index: u64) -> Result<Option<Seg>, PixelError> {
+        let regions = self.regions(index);
+        let drawn = match &mut self.edges {
+            Edges::Straight | Edges::Reused(_) => None,
+            Edges::Drawn { draw, quality, irregularity } => Some(draw(*quality, *irregularity)),
+        };
+        if !self.is_kept(&regions) {
+            return Ok(None);
+        }
+        let (bbox, crop_region) = regions;
+        let mut mask = Mask::zeros(crop_region.size()?);
+        let Corners { x1: left, y1: top, .. } = crop_region;
+        let inner = Corners::new(bbox.x1 - left, bbox.y1 - top, bbox.x2 - left, bbox.y2 - top);
+        match (&self.edges, drawn) {
+            (Edges::Reused(drawn), _) => place_irregular(&mut mask, &inner, drawn),
+            (_, Some(drawn)) => place_irregular(&mut mask, &inner, &drawn.resize(inner.size()?)?),
+            (_, None) => fill(&mut mask, &inner),
+        }
+        if let Some(kept) = &self.kept {
+            let kept = rows(crop_region.within(self.size), self.size).flat_map(|row| &kept[row]);
+            mask.data.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(value, _)| *value = 0.0);
+        }
+        let (cropped_image, label) = (None, String::new());
+        let seg = Seg { cropped_image, cropped_mask: mask, confidence: 1.0, crop_region, bbox, label };
+        Ok(Some(seg).filter(|seg| !seg.cropped_mask.is_zero()))
+    }
 }
 
-/// How many tiles an axis of `length` takes, and how far they are apart.
-fn grid(length: i64, bbox_size: i64, min_overlap: f64) -> Result<(i64, i64), PixelError> {
-    let step = bbox_size as f64 - min_overlap;
-    if step == 0.0 {
-        return Err(PixelError::NoStep { min_overlap, bbox_size });
-    }
-    let mut count = (length as f64 / step).ceil() as i64;
-    let slack = |count: i64| bbox_size * count - length;
-    if slack(count) < 0 {
-        count += 1;
-    }
-    let overlap = if count == 1 { 0 } else { (slack(count) as f64 / (count - 1) as f64) as i64 };
-    if overlap == bbox_size {
-        count = 1;
-    }
-    Ok((count, bbox_size - overlap))
-}
-
-/// A tile from `at` on; one that ends in the last two lines of the picture is moved to its edge.
-fn snapped(at: i64, bbox_size: i64, limit: u32) -> (i64, i64) {
-    let limit = i64::from(limit);
-    if at + bbox_size < limit - 1 { (at, at + bbox_size) } else { (limit - bbox_size, limit) }
-}
-
-/// Sets the mask to 0 wherever the part of `filter` over the crop region holds a value that `clears`.
-fn clear_where(mask: &mut Mask, filter: Option<&Mask>, crop_region: &Corners, clears: impl Fn(f32) -> bool) {
-    if let Some(filter) = filter {
-        let filter = filter.crop(crop_region);
-        mask.data.iter_mut().zip(&filter.data).filter(|(_, f)| clears(**f)).for_each(|(x, _)| *x = 0.0);
-    }
-}
-
-/// Puts a drawing into the `inner` part of a mask. Where that touches the mask's edge, an eighth of it is set in full.
-fn place_irregular(mask: &mut Mask, inner: &Corners, drawn: &Mask) -> Result<(), PixelError> {
-    let drawn = drawn.resize(inner.size()?)?;
-    for (y, row) in (inner.y1..).zip(drawn.data.chunks_exact(drawn.width)) {
-        mask.row_mut(y as usize)[inner.x1 as usize..inner.x2 as usize].copy_from_slice(row);
+/// Puts a drawing as large as a tile into the `inner` part of a mask. Where that touches the mask's edge, an eighth of it
+/// is set in full.
+fn place_irregular(mask: &mut Mask, inner: &Corners, drawn: &Mask) {
+    // Where a crop is hardly larger than its tile, rounding may leave the tile's last line outside.
+    let placed = inner.within(mask.size());
+    for (y, row) in (placed.y..placed.bottom()).zip(drawn.data.chunks_exact(drawn.width)) {
+        mask.row_mut(y as usize)[placed.x as usize..placed.right() as usize]
+            .copy_from_slice(&row[..placed.width as usize]);
     }
     let (across, down) = (inner.width() / 8, inner.height() / 8);
     let touching = [
@@ -207,7 +333,6 @@ fn place_irregular(mask: &mut Mask, inner: &Corners, drawn: &Mask) -> Result<(),
         (inner.y2 == mask.height as i64, Corners { y1: inner.y2 - down, ..*inner }),
     ];
     touching.iter().filter(|(touches, _)| *touches).for_each(|(_, edge)| fill(mask, edge));
-    Ok(())
 }
 
 /// Draws masks with irregular edges out of a seed. The reference draws without one; only the kind of shape is alike.
@@ -260,6 +385,7 @@ fn disc(mask: &mut Mask, x: i64, y: i64, radius: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segs::CombinedMask;
 
     const NODE: MakeTileSegs = MakeTileSegs {
         bbox_size: 64,
@@ -295,5 +421,77 @@ mod tests {
         let first = &segs.segs[0];
         assert_eq!((first.crop_region.x1, first.crop_region.y1), (0, 0));
         assert!(first.cropped_mask.crop(&Corners::new(0, 0, 8, 64)).data.iter().all(|&x| x == 1.0));
+    }
+
+    fn ones(side: u32, _: f64) -> Mask {
+        Mask::zeros(Size::new(side, side)).map(|_| 1.0)
+    }
+
+    #[test]
+    fn a_mask_is_made_when_its_segment_is_taken() {
+        let irregular_mask_mode = IrregularMaskMode::AllRandomQuality;
+        let node =
+            MakeTileSegs { bbox_size: 768, crop_factor: 1.5, mask_irregularity: 0.1, irregular_mask_mode, ..NODE };
+        let made = std::cell::Cell::new(0);
+        let draw = |side, irregularity| {
+            made.set(made.get() + 1);
+            ones(side, irregularity)
+        };
+        let mut tiles = node.plan(Size::new(20_000, 20_000), None, None, draw).unwrap();
+        assert_eq!((tiles.most(), tiles.largest(), made.get()), (26 * 26, Size::new(1188, 1188), 0));
+        for taken in 1..=3 {
+            let seg = tiles.next().unwrap().unwrap();
+            assert_eq!((seg.bbox.width(), made.get()), (792, taken));
+        }
+        let straight = MakeTileSegs { mask_irregularity: 0.0, ..node };
+        let segs = straight.plan(Size::new(20_000, 20_000), None, None, ones).unwrap();
+        assert_eq!(segs.most(), 27 * 27);
+    }
+
+    #[test]
+    fn filters_keep_what_they_say_and_are_counted_beforehand() {
+        let size = Size::new(256, 128);
+        let mut held = CombinedMask::new(size);
+        held.add_full(&Corners::new(100, 0, 193, 65));
+        let held = held.finish().unwrap();
+        let check = |filter_in: Option<&Mask>, filter_out: Option<&Mask>, want: &str| {
+            let tiles = NODE.plan(size, filter_in.cloned(), filter_out.cloned(), ones).unwrap();
+            let most = tiles.most();
+            let pixels = |seg: &Seg| seg.cropped_mask.data.iter().sum::<f32>();
+            let segs: Vec<_> = tiles.map(Result::unwrap).map(|seg| format!("{} {}", seg.bbox, pixels(&seg))).collect();
+            assert_eq!((segs.join(", ").as_str(), most), (want, segs.len() as u64));
+        };
+        check(Some(&held), None, "(100, 0, 164, 64) 4096, (128, 0, 192, 64) 4096");
+        let all = "(0, 0, 64, 64) 4096, (64, 0, 128, 64) 2304, (192, 0, 256, 64) 4032, \
+                   (0, 64, 64, 128) 4096, (64, 64, 128, 128) 4068, (128, 64, 192, 128) 4032, (192, 64, 256, 128) 4095";
+        check(None, Some(&held), all);
+        check(Some(&held), Some(&held), "");
+        check(Some(&Mask::zeros(size)), None, "");
+    }
+
+    #[test]
+    fn a_drawing_does_not_depend_on_what_is_left_out_before_it() {
+        let irregular_mask_mode = IrregularMaskMode::AllRandomFast;
+        let node = MakeTileSegs { mask_irregularity: 0.5, irregular_mask_mode, ..NODE };
+        let size = Size::new(600, 100);
+        let segs = |filter_out| {
+            let mut drawing = Drawing::new(3);
+            let tiles = node.plan(size, None, filter_out, move |side, rough| drawing.draw(side, rough));
+            tiles.unwrap().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let mut held = CombinedMask::new(size);
+        held.add_full(&Corners::new(0, 0, 300, 100));
+        let (all, some) = (segs(None), segs(Some(held.finish().unwrap())));
+        assert!(some.len() < all.len());
+        assert_eq!(some.last(), all.last());
+    }
+
+    #[test]
+    fn an_irregular_tile_that_its_crop_cuts_keeps_the_rest() {
+        let node = MakeTileSegs { crop_factor: 1.01, mask_irregularity: 0.4, ..NODE };
+        let segs = node.run(Size::new(300, 300), None, None, ones).unwrap();
+        let cut =
+            segs.segs.iter().find(|seg| seg.crop_region.x2 < seg.bbox.x2).expect("rounding leaves a line outside");
+        assert_eq!(cut.cropped_mask.data.last(), Some(&1.0));
     }
 }

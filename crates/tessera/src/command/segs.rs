@@ -8,9 +8,11 @@ use domain::{
     region::Size,
 };
 use imaging::{
+    frames::PixelError,
+    mask::Mask,
     picture::Limits,
     segs::{
-        Segs,
+        Seg,
         from_mask::MaskToSegs,
         tiles::{Drawing, MakeTileSegs},
     },
@@ -31,7 +33,7 @@ use crate::{
 /// Runs the command.
 pub fn run(command: SegsCommand) -> Outcome {
     let limits = Limits::default();
-    let (segs, output) = match command {
+    let ((size, segs), output) = match command {
         SegsCommand::Check { file, json } => return check(&file, json, &limits),
         SegsCommand::Show { file, json } => return show(&file, json, &limits),
         SegsCommand::Convert { file, output } => {
@@ -45,14 +47,18 @@ pub fn run(command: SegsCommand) -> Outcome {
     };
     let SegsOutput { output, masks, force } = output;
     let writing = Writing::to(&output, masks, force)?;
-    if segs.segs.is_empty() {
+    let mut segs = segs.peekable();
+    if segs.peek().is_none() {
         eprintln!("warning: there is no segment");
     }
-    output::line(&writing.segs(&segs)?.display().to_string());
+    output::line(&writing.segs(size, segs)?.display().to_string());
     Ok(())
 }
 
-fn from_mask(mask: &Path, crop: &CropFlags, parts: &MaskFlags, limits: &Limits) -> anyhow::Result<Segs> {
+/// The size of a picture, and its segments, made as they are written.
+type Made = (Size, Box<dyn Iterator<Item = Result<Seg, PixelError>>>);
+
+fn from_mask(mask: &Path, crop: &CropFlags, parts: &MaskFlags, limits: &Limits) -> anyhow::Result<Made> {
     let node = MaskToSegs {
         combined: parts.combined,
         crop_factor: crop.crop_factor,
@@ -61,10 +67,11 @@ fn from_mask(mask: &Path, crop: &CropFlags, parts: &MaskFlags, limits: &Limits) 
         contour_fill: parts.contour_fill,
         crop_min_size: None,
     };
-    Ok(node.run(&local::read_mask(mask, limits)?))
+    let mask = local::read_mask(mask, limits)?;
+    Ok((mask.size(), Box::new(node.find(mask).map(Ok))))
 }
 
-fn cover(picture: &Path, crop: &CropFlags, tiles: &TileSegsFlags, limits: &Limits) -> anyhow::Result<Segs> {
+fn cover(picture: &Path, crop: &CropFlags, tiles: &TileSegsFlags, limits: &Limits) -> anyhow::Result<Made> {
     let size = match picture.to_str().and_then(values::size) {
         Some(size) if !picture.exists() => size,
         _ => local::size(picture, limits)?,
@@ -80,17 +87,17 @@ fn cover(picture: &Path, crop: &CropFlags, tiles: &TileSegsFlags, limits: &Limit
     let filter = |path: &Option<std::path::PathBuf>| path.as_deref().map(|path| filter(path, size, limits)).transpose();
     let (filter_in, filter_out) = (filter(&tiles.filter_in_segs)?, filter(&tiles.filter_out_segs)?);
     let mut drawing = Drawing::new(tiles.irregular_mask_seed);
-    let draw = |side, irregularity| drawing.draw(side, irregularity);
-    Ok(node.run(size, filter_in.as_ref(), filter_out.as_ref(), draw)?)
+    let draw = move |side, irregularity| drawing.draw(side, irregularity);
+    Ok((size, Box::new(node.plan(size, filter_in, filter_out, draw)?)))
 }
 
-/// The segments of a document that tiles of a picture of `size` keep to, or leave out.
-fn filter(path: &Path, size: Size, limits: &Limits) -> anyhow::Result<Segs> {
+/// What the segments of a document hold, to which tiles of a picture of `size` keep, or which they leave out.
+fn filter(path: &Path, size: Size, limits: &Limits) -> anyhow::Result<Mask> {
     let mut segs = segs_file::load(path, limits)?;
     if segs.header.pixels() == 0 {
         segs.header = size;
     }
-    Ok(segs)
+    Ok(segs.combined_mask()?)
 }
 
 /// Says what is wrong with the document at `file`.
