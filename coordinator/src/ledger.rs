@@ -18,6 +18,7 @@ use std::{
 use domain::{
     job::{Job, JobId, JobKind, JobOutput, JobState, Priority, Timestamp},
     plan::{Plan, plan},
+    region::Region,
     schedule::Dependants,
     task::{Context, Pace, Part, Place, ResultKey, SegsNode},
     tiles::Tiling,
@@ -461,6 +462,19 @@ impl Entry {
     }
 }
 
+/// A task of a job that a worker has in hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InHand {
+    /// Its result key, which tasks of other jobs may share.
+    pub key: ResultKey,
+    /// Its index in the job's plan.
+    pub task: u64,
+    /// What it is, in words.
+    pub description: String,
+    /// The pixels that it is about.
+    pub region: Region,
+}
+
 /// A task that the broker or a worker has.
 #[derive(Debug)]
 struct Flight {
@@ -526,6 +540,18 @@ impl Ledger {
     /// Whether the work of this key is in flight.
     pub fn is_in_flight(&self, key: &ResultKey) -> bool {
         self.flights.contains_key(key)
+    }
+
+    /// The tasks of job `id` that workers have in hand, as far as they have said; `None` once it has ended.
+    pub fn in_hand(&self, id: &JobId) -> Option<Vec<InHand>> {
+        let entry = self.jobs.get(id).filter(|entry| !entry.state.is_terminal())?;
+        let started = self.flights.iter().filter(|(_, flight)| flight.started);
+        let claims = started.flat_map(|(key, flight)| flight.claims.iter().map(move |(job, task)| (*key, job, *task)));
+        let in_hand = claims.filter(|(_, job, _)| *job == id).filter_map(|(key, _, task)| {
+            let region = entry.planned(task)?.1.region();
+            Some(InHand { key, task: task.into(), description: entry.describe(task), region })
+        });
+        Some(in_hand.collect())
     }
 
     /// Applies one event, and says what the world must now do. The same events give the same effects.

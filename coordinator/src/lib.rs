@@ -6,7 +6,8 @@
 //!
 //! The stair, from the top: [`services`] is gRPC in; [`intake`] resolves a request into a job and decodes its pictures;
 //! [`ledger`] decides, as a pure value; [`dispatch`] does what it decides; [`inbox`] brings in what workers say;
-//! [`assemble`] puts pictures together. [`run`] ties them into a process. Start reading at the ledger.
+//! [`previews`] shows tasks while they are rendered; [`assemble`] puts pictures together. [`run`] ties them into a
+//! process. Start reading at the ledger.
 
 pub mod assemble;
 pub mod auto_tile;
@@ -18,6 +19,7 @@ pub mod inbox;
 pub mod intake;
 pub mod ledger;
 pub mod metrics;
+pub mod previews;
 pub mod records;
 pub mod refusal;
 pub mod roster;

@@ -28,6 +28,7 @@ use crate::{
     intake::{Intake, Planned},
     ledger::{Ending, Event, Failure, Ledger, Rules},
     metrics::Metrics,
+    previews::Previews,
     records::Records,
     refusal::chain,
     roster::Roster,
@@ -95,6 +96,8 @@ pub async fn run(
     };
     inbox.declare().await.context("cannot declare the farm's queues")?;
     let assemblies = TaskTracker::new();
+    let previews =
+        Previews { broker: broker.clone(), names: names.clone(), desk: desk.clone(), shutdown: shutdown.clone() };
     let dispatch = Dispatch {
         broker: broker.clone(),
         names,
@@ -114,6 +117,7 @@ pub async fn run(
     let jobs = JobsService {
         desk: desk.clone(),
         intake: intake.clone(),
+        previews,
         records,
         farm: config.farm.clone(),
         max_active_jobs: config.max_active_jobs,

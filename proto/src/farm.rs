@@ -1,6 +1,7 @@
 //! What coordinator and workers tell each other through the broker, and on which queues and topics.
 //!
 //! [`Order`] goes to workers, [`Report`] comes back, [`Beat`] says who is alive, and [`Revocation`] takes orders back.
+//! [`Wish`] asks to see tasks while they are rendered, and [`Preview`] shows one.
 //! Each has `encode` and `decode`; what cannot be decoded is not ours.
 
 use std::time::Duration;
@@ -10,7 +11,7 @@ use domain::{
     region::Region,
     task::{ComputeClass, Context, Pace, Part, Place, ResultKey},
 };
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 
 use crate::{
     convert::{InvalidField, precision_from_wire, precision_to_wire, required, timestamp_from_wire, timestamp_to_wire},
@@ -82,6 +83,16 @@ impl Names {
     /// The topic of [`Beat`]s.
     pub fn beats(&self) -> String {
         format!("{}.beats", self.farm)
+    }
+
+    /// The topic of [`Wish`]es.
+    pub fn wishes(&self) -> String {
+        format!("{}.wishes", self.farm)
+    }
+
+    /// The topic of [`Preview`]s.
+    pub fn previews(&self) -> String {
+        format!("{}.previews", self.farm)
     }
 }
 
@@ -343,6 +354,68 @@ impl Revocation {
     }
 }
 
+/// Somebody looks at tasks that workers have in hand.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// Their result keys: who else wants the same work does not matter.
+    pub keys: Vec<ResultKey>,
+    /// How long it holds from when it is heard. It is told again before that.
+    pub valid: Duration,
+}
+
+impl Wish {
+    /// The wish as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        v1::PreviewWish { result_keys: write_keys(&self.keys), valid: self.valid.try_into().ok() }.encode_to_vec()
+    }
+
+    /// Reads a wish.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        let wish: v1::PreviewWish = decode(bytes)?;
+        let valid = required("valid", wish.valid)?.try_into().map_err(InvalidField::at("valid"))?;
+        Ok(Self { keys: read_keys("result_keys", &wish.result_keys)?, valid })
+    }
+}
+
+/// What a task looks like at this moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preview {
+    /// Its result key.
+    pub key: ResultKey,
+    /// The worker's id.
+    pub worker: String,
+    /// The step that it shows, from 1 in each run of a sampler.
+    pub step: u32,
+    /// Steps of that run, as far as is known before.
+    pub steps: u32,
+    /// How far the whole task is, from 0 to 1.
+    pub fraction: f32,
+    /// The picture as a PNG file.
+    pub png: Bytes,
+}
+
+impl Preview {
+    /// The preview as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let preview = v1::TaskPreview {
+            result_key: self.key.to_string(),
+            worker: self.worker.clone(),
+            step: self.step,
+            steps: self.steps,
+            fraction: self.fraction,
+            png: self.png.clone(),
+        };
+        preview.encode_to_vec()
+    }
+
+    /// Reads a preview.
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidField> {
+        let v1::TaskPreview { result_key, worker, step, steps, fraction, png } = decode(bytes)?;
+        let key = result_key.parse().map_err(InvalidField::at("result_key"))?;
+        Ok(Self { key, worker, step, steps, fraction, png })
+    }
+}
+
 /// A worker as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worker {
@@ -542,6 +615,11 @@ mod tests {
         }
         let revocation = Revocation { keys: vec![key], up_to_dispatch: 9 };
         assert_eq!(Revocation::decode(&revocation.encode()).unwrap(), revocation);
+        let wish = Wish { keys: vec![key], valid: Duration::from_millis(2500) };
+        assert_eq!(Wish::decode(&wish.encode()).unwrap(), wish);
+        let png = Bytes::from_static(b"\x89PNG");
+        let preview = Preview { key, worker: "w".to_owned(), step: 3, steps: 20, fraction: 0.25, png };
+        assert_eq!(Preview::decode(&preview.encode()).unwrap(), preview);
         let worker = Worker {
             id: "w".to_owned(),
             classes: vec![class.clone(), "cpu.amx-1.bf16".parse().unwrap()],
@@ -572,6 +650,8 @@ mod tests {
         let empty = Order { part: Part::Region(Region::new(0, 0, 0, 1)), ..order(Place::AnyWorker) };
         assert_eq!(Order::decode(&empty.encode().unwrap()).unwrap_err().field, "upscale.region");
         assert!(Report::decode(b"").is_err());
+        assert_eq!(Wish::decode(b"").unwrap_err().field, "valid");
+        assert_eq!(Preview::decode(b"").unwrap_err().field, "result_key");
     }
 
     fn served_by(classes: &str) -> String {

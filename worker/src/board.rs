@@ -1,23 +1,28 @@
-//! What a worker has in hand, what was taken back from it, and what it has done: one room for those who render, those
-//! who hear revocations and those who tell the farm.
+//! What a worker has in hand, what was taken back from it, what somebody looks at, and what it has done: one room for
+//! those who render, those who hear revocations and wishes, and those who tell the farm.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use domain::task::ResultKey;
-use proto::farm::{Order, Revocation, WorkerTask};
+use proto::farm::{Order, Revocation, Wish, WorkerTask};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{engine::Watch, revoked::Revoked};
+use crate::{
+    engine::{Watch, preview::Preview},
+    revoked::Revoked,
+};
 
 /// The state that all parts of a worker share.
 #[derive(Debug, Default)]
 pub struct Board {
     state: Mutex<State>,
     changed: Notify,
+    previewed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +41,12 @@ struct InHand {
     order: Order,
     key: ResultKey,
     watch: Arc<Watch>,
+}
+
+impl InHand {
+    fn show(&self) -> WorkerTask {
+        WorkerTask { key: self.key, description: self.order.describe(), fraction: self.watch.fraction() }
+    }
 }
 
 /// A task in hand, until it is dropped.
@@ -67,7 +78,7 @@ impl Board {
         }
         state.taken += 1;
         let number = state.taken;
-        let watch = Arc::new(Watch::new(leaving.clone()));
+        let watch = Arc::new(Watch::new(leaving.clone(), self.previewed.clone()));
         let in_hand = InHand { order: order.clone(), key: order.result_key(), watch: watch.clone() };
         state.in_hand.insert(number, in_hand);
         drop(state);
@@ -81,6 +92,26 @@ impl Board {
         state.revoked.note(revocation);
         let void = state.in_hand.values().filter(|task| state.revoked.voids(&task.order));
         void.map(|task| task.watch.revoke()).count()
+    }
+
+    /// Notes which tasks in hand somebody looks at from this moment, `now`.
+    pub fn wish(&self, wish: &Wish, now: Instant) {
+        let Some(until) = now.checked_add(wish.valid) else { return }; // nonsense, and none of ours
+        let state = self.state();
+        let wished = state.in_hand.values().filter(|task| wish.keys.contains(&task.key));
+        wished.for_each(|task| task.watch.previews.look(until));
+    }
+
+    /// Takes the previews that are new, of tasks that somebody still looks at.
+    pub fn take_previews(&self, now: Instant) -> Vec<(WorkerTask, Preview)> {
+        let state = self.state();
+        let take = |task: &InHand| Some((task.show(), task.watch.previews.take(now)?));
+        state.in_hand.values().filter_map(take).collect()
+    }
+
+    /// Waits until there may be a preview that was not there when this was last called. For one caller at a time.
+    pub async fn previewed(&self) {
+        self.previewed.notified().await;
     }
 
     /// Counts a task as rendered.
@@ -97,12 +128,8 @@ impl Board {
     /// Shows how things stand.
     pub fn show(&self) -> Shown {
         let state = self.state();
-        let show = |task: &InHand| WorkerTask {
-            key: task.key,
-            description: task.order.describe(),
-            fraction: task.watch.fraction(),
-        };
-        Shown { tasks: state.in_hand.values().map(show).collect(), rendered: state.rendered, draining: state.draining }
+        let tasks = state.in_hand.values().map(InHand::show).collect();
+        Shown { tasks, rendered: state.rendered, draining: state.draining }
     }
 
     /// Waits until something has changed since this was last called. For one caller at a time.

@@ -3,6 +3,7 @@
 mod cache;
 pub mod device;
 pub mod pipe;
+pub mod preview;
 pub mod redraw;
 mod room;
 mod upscale;
@@ -11,7 +12,10 @@ use std::{
     any::Any,
     collections::HashMap,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use domain::{
@@ -21,6 +25,8 @@ use domain::{
 };
 use imaging::{frames::Frames, mask::Mask};
 use models::error::ModelError;
+use preview::Previews;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use weights::{checkpoint::CheckpointError, detect::DetectError};
 
@@ -41,7 +47,8 @@ pub trait Engine: Send + Sync {
     /// Renders `work` as `class` computes, which is one of [`Engine::classes`]: [`Work::output_values`] numbers. Of pictures these are
     /// samples between 0 and 1, row by row, channels interleaved; of latents, rows of one channel after the other.
     ///
-    /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`].
+    /// Tells `watch` how far it is and, as soon as that says stop, gives up with [`RenderError::Interrupted`]. Where it
+    /// can, it shows what it is at ([`Previews::show`]), which changes no number of the result.
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
 
     /// Renders tasks that go with one another ([`Work::goes_with`]) at once, where the device gains from that; as [`Engine::render`]
@@ -185,11 +192,13 @@ fn values(bytes: u64) -> usize {
     usize::try_from(bytes / size_of::<f32>() as u64).unwrap_or(usize::MAX)
 }
 
-/// The thread between an engine and those who wait for it: progress goes out, the wish to stop comes in.
+/// The thread between an engine and those who wait for it: progress and previews go out, the wish to stop comes in.
 #[derive(Debug, Default)]
 pub struct Watch {
     /// Bits of an `f32`.
     fraction: AtomicU32,
+    /// Who looks at the task, and what there is to see.
+    pub previews: Previews,
     revoked: CancellationToken,
     leaving: CancellationToken,
 }
@@ -204,9 +213,9 @@ pub enum Stop {
 }
 
 impl Watch {
-    /// A watch that also stops when `leaving` is cancelled.
-    pub fn new(leaving: CancellationToken) -> Self {
-        Self { fraction: AtomicU32::default(), revoked: CancellationToken::new(), leaving }
+    /// A watch that also stops when `leaving` is cancelled, and tells `shown` when there is a preview to take.
+    pub fn new(leaving: CancellationToken, shown: Arc<Notify>) -> Self {
+        Self { leaving, previews: Previews::new(shown), ..Self::default() }
     }
 
     /// Takes note that the task is done to `fraction`, 0 to 1, and says whether to go on.

@@ -1,8 +1,9 @@
-//! The life of a worker: it takes tasks until it is told to stop, hears what is taken back, and says that it is alive.
+//! The life of a worker: it takes tasks until it is told to stop, hears what is taken back and what somebody wants to
+//! see, and says that it is alive.
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -16,7 +17,11 @@ use futures::{
     future::select_all,
     stream::{self, BoxStream, StreamExt as _},
 };
-use proto::farm::{Beat, Names, Revocation, Worker, places_of};
+use imaging::encode::small_png;
+use proto::{
+    convert::InvalidField,
+    farm::{self, Beat, Names, Revocation, Wish, Worker, places_of},
+};
 use service::{
     Backoff,
     config::{self, Config},
@@ -35,7 +40,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     attempt::Bench,
     board::{Board, Shown},
-    engine::{DeviceFacts, Engine, device::DeviceEngine, list},
+    engine::{DeviceFacts, Engine, device::DeviceEngine, list, preview::Preview},
     fetch::{DiskCache, Fetcher},
     metrics::Metrics,
     patience::{FIRST_PAUSE, Pauses},
@@ -117,6 +122,7 @@ pub async fn run_with(
     }
     // Before the first order: a revocation is heard once.
     let revocations = broker.listen(&names.revoked()).await.context("cannot listen to revocations")?;
+    let wishes = broker.listen(&names.wishes()).await.context("cannot listen to wishes for previews")?;
     let mut queues = Vec::new();
     for priority in Priority::ALL {
         let mut equals = Vec::new();
@@ -171,7 +177,13 @@ pub async fn run_with(
     let seats = config.slots.saturating_mul(config.batch).saturating_add(AHEAD).min(Semaphore::MAX_PERMITS);
     let result = tokio::select! {
         result = work(&bench, queues, seats, config.grace) => result,
-        error = hear(revocations, &bench.board) => Err(error).context("can no longer hear revocations"),
+        error = hear(revocations, |body| hear_revocation(&bench.board, body)) => {
+            Err(error).context("can no longer hear revocations")
+        }
+        error = hear(wishes, |body| hear_wish(&bench.board, body)) => {
+            Err(error).context("can no longer hear wishes for previews")
+        }
+        never = show_previews(&bench) => match never {},
         never = teller.tell_every(config.beat_interval) => match never {},
     };
     context.health.not_ready("worker", "stopped");
@@ -259,19 +271,51 @@ fn note(ended: Result<(), JoinError>) {
     }
 }
 
-/// Hears revocations until that is no longer possible.
-async fn hear(mut revocations: Box<dyn Listener>, board: &Board) -> BrokerError {
+/// Hears what is said on a topic until that is no longer possible.
+async fn hear(mut topic: Box<dyn Listener>, take: impl Fn(&[u8]) -> Result<(), InvalidField>) -> BrokerError {
     loop {
-        let message = match revocations.next().await {
+        let message = match topic.next().await {
             Ok(message) => message,
             Err(error) => return error,
         };
-        match Revocation::decode(&message.body) {
-            Ok(revocation) => {
-                let interrupted = board.revoke(&revocation);
-                info!(task.count = revocation.keys.len(), interrupted, "heard a revocation");
+        if let Err(error) = take(&message.body) {
+            warn!(message.id, %error, "heard something that is not ours");
+        }
+    }
+}
+
+fn hear_revocation(board: &Board, body: &[u8]) -> Result<(), InvalidField> {
+    let revocation = Revocation::decode(body)?;
+    let interrupted = board.revoke(&revocation);
+    info!(task.count = revocation.keys.len(), interrupted, "heard a revocation");
+    Ok(())
+}
+
+fn hear_wish(board: &Board, body: &[u8]) -> Result<(), InvalidField> {
+    board.wish(&Wish::decode(body)?, Instant::now());
+    Ok(())
+}
+
+/// Sends the previews that somebody looks at, as they come. Whatever this takes, nobody who renders waits for it.
+async fn show_previews(bench: &Bench) -> Never {
+    loop {
+        bench.board.previewed().await;
+        for (task, preview) in bench.board.take_previews(Instant::now()) {
+            let Preview { step, steps, size, rgb } = preview;
+            let png = spawn_blocking(move || small_png(&rgb, size)).await.map_err(anyhow::Error::from);
+            let png = match png.and_then(|png| Ok(png?)) {
+                Ok(png) => png.into(),
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "cannot write a preview");
+                    continue;
+                }
+            };
+            let (key, fraction, worker) = (task.key, task.fraction, bench.worker.clone());
+            let preview = farm::Preview { key, worker, step, steps, fraction, png };
+            let message = Message::new(bench.worker.clone(), preview.encode());
+            if let Err(error) = bench.broker.broadcast(&bench.names.previews(), message).await {
+                debug!(%error, "a preview was lost");
             }
-            Err(error) => warn!(%error, "heard something that is no revocation"),
         }
     }
 }

@@ -9,18 +9,26 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use broker::Broker as _;
-use domain::{digest::Digest, job::Priority, layout, region::Region, task::Place};
-use proto::farm::{Order, Outcome, Revocation};
+use domain::{
+    digest::Digest,
+    job::Priority,
+    layout,
+    region::{Region, Size},
+    task::Place,
+};
+use proto::farm::{Order, Outcome, Revocation, Wish};
 use service::config;
 use store::{Key, Store as _};
 use tokio::{runtime::Handle, sync::mpsc::unbounded_channel};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, device::DeviceEngine},
+    board::Board,
+    engine::{Engine as _, RenderError, UpscaleWork, Verdict, Watch, Work, device::DeviceEngine, preview::Preview},
     patience::Pauses,
 };
 use harness::{Farm, ScriptedEngine, black, order_at, within};
@@ -212,6 +220,85 @@ async fn revoked_tasks_are_dropped_wherever_they_are_and_ordered_again_they_are_
     assert_eq!(farm.report().await.key, farm.order(16).result_key());
     worker.stop().await.unwrap();
     assert_eq!((engine.calls(), farm.reports_left().await, farm.depth(&rendering).await), (3, 0, 0));
+}
+
+/// A preview of one grey pixel.
+fn grey(step: u32) -> Preview {
+    Preview { step, steps: 9, size: Size::new(1, 1), rgb: vec![128; 3] }
+}
+
+#[tokio::test]
+async fn a_task_that_somebody_looks_at_is_seen_and_no_other_is_drawn_at_all() {
+    let mut farm = Farm::new().await;
+    farm.config.slots = 2;
+    let (began, mut begun) = unbounded_channel();
+    let (enough, drawn) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let engine = {
+        let (enough, drawn, start) = (enough.clone(), drawn.clone(), Instant::now());
+        ScriptedEngine::new(move |work, watch| {
+            let Work::Upscale(UpscaleWork { region, .. }) = work else { unreachable!("only tiles are ordered here") };
+            began.send(()).unwrap();
+            for step in 1.. {
+                // A step a second, on a clock of its own.
+                watch.previews.show(start + Duration::from_secs(step.into()), || {
+                    drawn.fetch_add(usize::from(region.x != 0), Ordering::Relaxed);
+                    Some(grey(step))
+                });
+                if enough.is_cancelled() {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            Ok(black(work))
+        })
+    };
+    let worker = farm.start(engine);
+    let (looked_at, other) = (farm.order(0), farm.order(8));
+    farm.publish_when_declared(&looked_at).await;
+    farm.publish(&other).await;
+    for _ in 0..2 {
+        within(begun.recv()).await.unwrap();
+    }
+    assert_eq!(farm.preview_now().await, None);
+    farm.wish(Wish { keys: vec![looked_at.result_key()], valid: Duration::from_secs(1 << 40) }).await;
+    let seen = farm.preview().await;
+    assert_eq!((seen.key, &*seen.worker, seen.steps), (looked_at.result_key(), "worker-1", 9));
+    assert!(seen.step >= 1 && seen.png.starts_with(b"\x89PNG"), "{seen:?}");
+    assert!(farm.preview().await.step > seen.step);
+
+    enough.cancel();
+    for _ in 0..2 {
+        assert!(matches!(farm.report().await.outcome, Outcome::Done { found: false, .. }));
+    }
+    worker.stop().await.unwrap();
+    while let Some(seen) = farm.preview_now().await {
+        assert_eq!(seen.key, looked_at.result_key());
+    }
+    assert_eq!(drawn.load(Ordering::Relaxed), 0, "nobody looked at the other");
+    assert_eq!(farm.result(&looked_at).await, farm.result(&other).await, "looking changes no byte");
+}
+
+#[tokio::test]
+async fn a_wish_holds_for_the_tasks_in_hand_that_it_names_and_for_as_long_as_it_says() {
+    let farm = Farm::new().await;
+    let (board, leaving, start) = (Arc::new(Board::default()), CancellationToken::new(), Instant::now());
+    let held = [0, 8].map(|x| board.take(&farm.order(x), &leaving).unwrap());
+    let at = |ms| start + Duration::from_millis(ms);
+    let seen = |ms| {
+        held.iter().for_each(|held| held.watch.previews.show(at(ms), || Some(grey(1))));
+        let taken = board.take_previews(at(ms));
+        taken.into_iter().map(|(task, preview)| (task.key, preview.step)).collect::<Vec<_>>()
+    };
+    let key = farm.order(8).result_key();
+    assert_eq!(seen(0), []);
+    board.wish(&Wish { keys: vec![key], valid: Duration::from_secs(5) }, at(1_000));
+    within(async {
+        assert_eq!(seen(1_000), [(key, 1)]);
+        board.previewed().await;
+    })
+    .await;
+    assert_eq!(seen(5_999), [(key, 1)]);
+    assert_eq!(seen(7_000), []);
 }
 
 #[tokio::test]

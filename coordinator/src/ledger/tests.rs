@@ -91,6 +91,24 @@ impl Desk {
     }
 }
 
+/// A worker says that it has this task in hand.
+pub fn beat(key: ResultKey) -> Event {
+    Event::Beat(Worker {
+        id: "w".to_owned(),
+        classes: vec!["cpu.x.f32".parse().unwrap()],
+        device: String::new(),
+        memory_bytes: 0,
+        memory_free_bytes: 0,
+        tasks: vec![WorkerTask { key, description: String::new(), fraction: 0.5 }],
+        models: vec![],
+        tasks_done: 0,
+        started: Timestamp(0),
+        draining: false,
+        version: String::new(),
+        speeds: Vec::new(),
+    })
+}
+
 fn show(effect: &Effect) -> String {
     match effect {
         Effect::Publish { orders, .. } => {
@@ -333,25 +351,34 @@ fn a_task_that_nobody_speaks_of_is_published_again() {
     let tick = |depth| Event::Tick { depths: HashMap::from([(lane.clone(), depth)]) };
     desk.now += 61_000;
     assert_eq!(desk.tell(tick(2)), "", "it still waits on its queue");
-    let worker = Worker {
-        id: "w".to_owned(),
-        classes: vec!["cpu.x.f32".parse().unwrap()],
-        device: String::new(),
-        memory_bytes: 0,
-        memory_free_bytes: 0,
-        tasks: vec![WorkerTask { key: desk.key("a", 0), description: String::new(), fraction: 0.5 }],
-        models: vec![],
-        tasks_done: 0,
-        started: Timestamp(0),
-        draining: false,
-        version: String::new(),
-        speeds: Vec::new(),
-    };
-    desk.tell(Event::Beat(worker));
+    desk.tell(beat(desk.key("a", 0)));
     assert_eq!(desk.state("a"), "running");
     assert_eq!(desk.tell(tick(0)), "publish a/1", "task 0 is in a worker's hands");
     desk.now += 61_000;
     assert_eq!(desk.tell(tick(5)), "publish a/0", "its worker fell silent");
+}
+
+#[test]
+fn what_is_in_hand_is_what_workers_speak_of_for_every_job_that_wants_it() {
+    let mut desk = Desk::new(100);
+    desk.admit(segs_job("a", &CHAIN, None), &[]);
+    desk.admit(segs_job("b", &CHAIN[..2], None), &[]);
+    let in_hand = |desk: &Desk, job: &str| {
+        let in_hand = desk.ledger.in_hand(&job.parse().unwrap())?;
+        let show = |task: InHand| format!("{} {} at {}", task.task, task.description, task.region);
+        Some(in_hand.into_iter().map(show).collect::<Vec<_>>().join(", "))
+    };
+    assert_eq!(in_hand(&desk, "a").unwrap(), "", "nobody has spoken of it");
+    let key = desk.key("a", 0);
+    desk.tell(beat(key));
+    for job in ["a", "b"] {
+        assert_eq!(in_hand(&desk, job).unwrap(), "0 redraw 64x64+0+0 of p.png at 64x64+0+0");
+    }
+    assert!(desk.ledger.in_hand(&"a".parse().unwrap()).unwrap().iter().all(|task| task.key == key));
+    desk.done("a", 0);
+    assert_eq!(in_hand(&desk, "b").unwrap(), "");
+    desk.tell(Event::Cancelled("b".parse().unwrap()));
+    assert_eq!((in_hand(&desk, "b"), in_hand(&desk, "c")), (None, None), "one has ended, the other never was");
 }
 
 #[test]
@@ -435,7 +462,7 @@ pub(crate) fn segs_job(id: &str, columns: &[(u32, u32)], upscale_model: Option<u
 }
 
 /// Three segments, each over the one before.
-const CHAIN: [(u32, u32); 3] = [(0, 64), (32, 64), (64, 64)];
+pub const CHAIN: [(u32, u32); 3] = [(0, 64), (32, 64), (64, 64)];
 
 #[test]
 fn a_segment_is_published_when_those_below_it_are_done() {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use domain::job::{JobId, JobState, Timestamp};
+use domain::job::{JobId, JobKind, JobState, Timestamp};
 use futures::Stream;
 use proto::{
     convert::{
@@ -27,6 +27,7 @@ use crate::{
     intake::{Intake, Planned, job_id},
     ledger::{Entry, Event, Failure, Notice, Numbered, Progress},
     metrics::Metrics,
+    previews::Previews,
     records::Records,
     refusal::Refusal,
 };
@@ -44,6 +45,8 @@ pub struct JobsService {
     pub desk: Arc<Desk>,
     /// Who checks.
     pub intake: Arc<Intake>,
+    /// Who shows them while they are rendered.
+    pub previews: Previews,
     /// Where jobs are kept.
     pub records: Records,
     /// The farm's name.
@@ -279,6 +282,19 @@ impl Jobs for JobsService {
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
 
+    type WatchPreviewsStream = Pin<Box<dyn Stream<Item = Result<v1::WatchPreviewsResponse, Status>> + Send>>;
+
+    async fn watch_previews(
+        &self,
+        request: Request<v1::WatchPreviewsRequest>,
+    ) -> Result<Response<Self::WatchPreviewsStream>, Status> {
+        let v1::WatchPreviewsRequest { job_id, tasks } = request.into_inner();
+        let id = self.parse(&job_id)?;
+        self.desk.read(|ledger| ledger.job(&id).map_or(Ok(()), |entry| can_be_seen(entry, &tasks)))?;
+        let receiver = self.previews.clone().watch(id, tasks.into_iter().collect()).await?;
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<v1::CancelJobRequest>,
@@ -299,6 +315,27 @@ impl Jobs for JobsService {
         let id = self.parse(&request.into_inner().job_id)?;
         let job = self.retry(&id).await?;
         Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
+    }
+}
+
+/// Refuses to show what cannot be seen before it is done, and `tasks` that there are not.
+fn can_be_seen(entry: &Entry, tasks: &[u64]) -> Result<(), Refusal> {
+    let (id, total) = (&entry.job.id, entry.progress().total);
+    match &entry.job.kind {
+        JobKind::SegsDetail(_) | JobKind::SegsUpscale(_) | JobKind::LatentUpscale(_) => {}
+        JobKind::Upscale(_) => {
+            let why = format!(
+                "job {id} enlarges pictures in tiles, of which nothing can be seen before they are done: WatchJob \
+                 tells how far it is"
+            );
+            return Err(Refusal::Precondition { why });
+        }
+    }
+    match tasks.iter().find(|task| **task >= total) {
+        None => Ok(()),
+        Some(task) => {
+            Err(Refusal::field("tasks", format!("holds {task}, and job {id} has {total} tasks, counted from 0")))
+        }
     }
 }
 

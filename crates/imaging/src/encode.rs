@@ -16,6 +16,8 @@ use std::io;
 
 use output::Output;
 
+use domain::region::Size;
+
 use crate::metadata;
 use crate::picture::{Color, Format, Limits, Sample, TooLarge};
 
@@ -202,6 +204,14 @@ pub fn check_encodable(
             .map_err(|source| EncodeError::TooLarge { format, source })?;
     }
     Ok(())
+}
+
+/// The PNG file of a small 8-bit RGB picture, made in memory.
+///
+/// # Errors
+/// If it has no pixels, or `rgb` is not as many samples as its size says.
+pub fn small_png(rgb: &[u8], size: Size) -> Result<Vec<u8>, EncodeError> {
+    png::in_memory(rgb, size)
 }
 
 /// A picture file in the making.

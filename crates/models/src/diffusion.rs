@@ -9,7 +9,7 @@
 //!   several runs.
 //! - [`samplers`] go from noise to a latent, down the noise levels that [`schedule`] chooses, with the noise of [`random`].
 //! - [`sampling`] joins all of this as KSampler does, and [`detail`] as the Impact Pack's detailers do; [`redraw`] takes these from
-//!   pixels to pixels.
+//!   pixels to pixels; [`preview`] shows roughly what a latent holds.
 //!
 //! [`weights::contents`] says what a file holds.
 //!
@@ -25,6 +25,7 @@ pub mod generate;
 pub mod guidance;
 pub mod lora;
 pub mod model;
+pub mod preview;
 pub mod random;
 pub mod redraw;
 pub mod samplers;

@@ -3,7 +3,7 @@
 //! [`redraw`] and [`latent_step`] are what a task comes to once its networks are loaded; a test with networks of its own calls the
 //! same.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Instant};
 
 use domain::{
     digest::Digest,
@@ -26,6 +26,7 @@ use models::{
         generate::Pixels,
         guidance::DifferentialDiffusion,
         model::LoadError,
+        preview::rgb,
         redraw::{Canvas, LatentValues, Pipe, Redraw, RedrawError, memory_bytes},
         samplers::{self, Step},
         schedule::{self, ScheduleError},
@@ -37,12 +38,16 @@ use models::{
     upscale::Upscaler,
     watch::{Share, Watch as Follow},
 };
-use weights::{checkpoint::CheckpointError, detect::diffusion::memory::Engine};
+use weights::{
+    checkpoint::CheckpointError,
+    detect::diffusion::{Family, memory::Engine},
+};
 
 use super::{
     LatentInput, LatentWork, RedrawWork, RenderError, Verdict, Watch,
     device::DeviceEngine,
     pipe::{Crop, mask_pixels, pixels},
+    preview::Preview,
 };
 
 /// Why something was not redrawn.
@@ -395,7 +400,10 @@ impl DeviceEngine {
             ..redraw_with(&base, &context.sampler)?
         };
         let redrawing = redrawing(context, seg, mask.as_ref());
-        let (redrawn, seen) = self::redraw(&redrawing, &redraw, crop, &follow, &mut |_| ())?;
+        let vae = base.model.vae.as_deref().ok_or(DetailError::Lacks { part: "VAE" })?;
+        let latent = latent_size(vae, seg.size);
+        let mut preview = |step: &Step<'_>| show(watch, base.model.family, latent, step);
+        let (redrawn, seen) = self::redraw(&redrawing, &redraw, crop, &follow, &mut preview)?;
         let kept = match context.node {
             SegsNode::Detailer => &seen[context.basic_pipe.control_nets.len()..],
             SegsNode::Upscaler => &[],
@@ -475,10 +483,32 @@ impl DeviceEngine {
                     mask: mask.as_ref(),
                     reference_quirks: context.reference_quirks,
                 };
-                Ok(latent_step(step, &latent()?, &follow, &mut |_| ())?.values)
+                // Whatever their pipes are, all runs work on the same latent.
+                let family = prepared.first().map(|(pipe, _)| pipe.model.family);
+                let size = latent_size(&vae, *to);
+                let mut preview = |step: &Step<'_>| {
+                    if let Some(family) = family {
+                        show(watch, family, size, step);
+                    }
+                };
+                Ok(latent_step(step, &latent()?, &follow, &mut preview)?.values)
             }
         }
     }
+}
+
+/// The size of the latent that `vae` makes of so many pixels.
+fn latent_size(vae: &Vae, pixels: Size) -> Size {
+    let scale = vae.layout().scale() as u32;
+    Size::new(pixels.width / scale, pixels.height / scale)
+}
+
+/// Shows a step to whoever looks at the task; `size` is that of its latent.
+fn show(watch: &Watch, family: Family, size: Size, step: &Step<'_>) {
+    watch.previews.show(Instant::now(), || {
+        let rgb = rgb(family, step.denoised, size.width as usize, size.height as usize)?;
+        Some(Preview { step: step.index as u32 + 1, steps: step.steps as u32, size, rgb })
+    });
 }
 
 fn decode_bytes(vae: &Vae, engine: Engine, latent: Size, tile_size: Option<usize>) -> u64 {

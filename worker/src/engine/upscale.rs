@@ -163,7 +163,7 @@ mod tests {
         leaving.cancel();
         let revoked = Watch::default();
         revoked.revoke();
-        for watch in [Watch::new(leaving), revoked] {
+        for watch in [Watch::new(leaving, Arc::default()), revoked] {
             assert!(matches!(case.render(&watch), Err(RenderError::Interrupted)));
         }
     }

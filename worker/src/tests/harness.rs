@@ -20,11 +20,12 @@ use domain::{
     region::Region,
     task::{ComputeClass, Context, DECODE_REVISION, Part, Place, UPSCALE_REVISION},
 };
+use futures::FutureExt as _;
 use imaging::{
     picture::{Color, Sample},
     raster::{Band, BandWriter, RasterInfo},
 };
-use proto::farm::{Beat, Names, Order, Report, Revocation};
+use proto::farm::{Beat, Names, Order, Preview, Report, Revocation, Wish};
 use service::config;
 use store::{ByteStream, EntryStream, Key, MemoryStore, Meta, Result, Store, StoreError, Writer};
 use tempfile::TempDir;
@@ -157,6 +158,7 @@ pub struct Farm {
     pub config: config::Worker,
     names: Names,
     beats: Mutex<Box<dyn broker::Listener>>,
+    previews: Mutex<Box<dyn broker::Listener>>,
     models: TempDir,
 }
 
@@ -214,7 +216,8 @@ impl Farm {
             scratch: models.path().to_owned(),
         };
         let beats = Mutex::new(broker.listen(&names.beats()).await.unwrap());
-        Self { store, broker, config, names, beats, models }
+        let previews = Mutex::new(broker.listen(&names.previews()).await.unwrap());
+        Self { store, broker, config, names, beats, previews, models }
     }
 
     /// Takes a band of the picture out of the store.
@@ -301,6 +304,21 @@ impl Farm {
 
     pub async fn revoke(&self, revocation: Revocation) {
         self.broker.broadcast(&self.names.revoked(), Message::new("revocation", revocation.encode())).await.unwrap();
+    }
+
+    pub async fn wish(&self, wish: Wish) {
+        self.broker.broadcast(&self.names.wishes(), Message::new("wish", wish.encode())).await.unwrap();
+    }
+
+    /// The next preview.
+    pub async fn preview(&self) -> Preview {
+        Preview::decode(&within(self.previews.lock().await.next()).await.unwrap().body).unwrap()
+    }
+
+    /// A preview that has come already, if there is one.
+    pub async fn preview_now(&self) -> Option<Preview> {
+        let message = self.previews.lock().await.next().now_or_never()?;
+        Some(Preview::decode(&message.unwrap().body).unwrap())
     }
 
     /// The next report.

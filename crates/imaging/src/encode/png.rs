@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
+use domain::region::Size;
 use png::{BitDepth, ColorType, EncodingError, Info, StreamWriter};
 
 use super::{Compression, EncodeError, Job, Output};
@@ -65,10 +66,41 @@ impl std::fmt::Debug for Codec {
     }
 }
 
+pub(super) fn in_memory(rgb: &[u8], size: Size) -> Result<Vec<u8>, EncodeError> {
+    let Size { width, height } = size;
+    if width == 0 || height == 0 {
+        return Err(EncodeError::Empty { width, height });
+    }
+    let mut info = Info::with_size(width, height);
+    (info.color_type, info.bit_depth) = (ColorType::Rgb, BitDepth::Eight);
+    let mut file = Vec::new();
+    let mut writer = png::Encoder::with_info(&mut file, info).and_then(png::Encoder::write_header).map_err(failed)?;
+    writer.write_image_data(rgb).and_then(|()| writer.finish()).map_err(failed)?;
+    Ok(file)
+}
+
 fn failed(error: EncodingError) -> EncodeError {
     let format = Format::Png;
     match error {
         EncodingError::IoError(source) => EncodeError::Write { format, source },
         error => EncodeError::Codec { format, source: error.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_picture_is_read_back_as_it_was_and_one_of_another_size_is_refused() {
+        let rgb: Vec<u8> = (0..5 * 3 * 3).map(|i| i * 5).collect();
+        let file = in_memory(&rgb, Size::new(5, 3)).unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+        let mut read = vec![0; rgb.len()];
+        let info = reader.next_frame(&mut read).unwrap();
+        assert_eq!((info.width, info.height, info.color_type, read), (5, 3, ColorType::Rgb, rgb.clone()));
+        for size in [Size::new(5, 4), Size::new(4, 3), Size::new(0, 3)] {
+            assert!(in_memory(&rgb, size).is_err(), "{size}");
+        }
     }
 }
