@@ -2,13 +2,17 @@
 
 use anyhow::{Context as _, Result};
 use domain::{digest::Digest, document::Document};
+use imaging::{decode::decode_rows, picture::Limits};
 use proto::v1::{self, create_job_request::Kind, job_event::Event, picture_source, seg_mask, segs_source};
 use tests::{
-    farm::{Farm, Finished, Services, services},
+    farm::{Farm, Finished, Services, services, within},
     pictures::{checkpoint, compact, png},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+/// Steps enough that somebody sees them.
+const STEPS: u32 = 1000;
 
 /// The side of the tiles that segments are cut in.
 const SIDE: u32 = 64;
@@ -268,6 +272,54 @@ async fn another_prompt_for_one_segment_runs_that_and_what_sees_it() -> Result<(
     // The same job once more has nothing to do at all.
     let same = done(&farm, Kind::SegsUpscale(first)).await?;
     assert_eq!(same.job.progress.unwrap_or_default().tasks_found, total);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_looks_sees_what_is_redrawn_and_changes_no_byte_of_it() -> Result<()> {
+    let Some(services) = services() else { return Ok(()) };
+    let unseen = farm(&services, 1).await?;
+    let want = digests(&done(&unseen, Kind::SegsDetail(segs_detail(&unseen, STEPS).await?)).await?);
+    let farm = farm(&services, 1).await?;
+    let job = submit(&farm, Kind::SegsDetail(segs_detail(&farm, STEPS).await?)).await?;
+    let look = async |job_id: &str, tasks: Vec<u64>| {
+        farm.jobs()?
+            .watch_previews(v1::WatchPreviewsRequest { job_id: job_id.to_owned(), tasks })
+            .await
+            .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))
+    };
+    let mut previews = look(&job.id, Vec::new()).await?.into_inner();
+    let seen = within("a preview", async { previews.message().await?.context("the job ended unseen") }).await?;
+    assert!(seen.description.starts_with("redraw 48x48+"), "{}", seen.description);
+    assert!(seen.region.is_some_and(|region| (region.width, region.height) == (48, 48)), "{:?}", seen.region);
+    assert!((1..=STEPS).contains(&seen.step) && seen.steps == STEPS, "step {} of {}", seen.step, seen.steps);
+    assert_eq!(seen.worker, "worker-0");
+    // A segment of 48x48 is redrawn at 64x64, which is 8x8 in the latent.
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), &seen.png)?;
+    let mut bytes = 0;
+    let info = decode_rows(file.path(), &Limits::default(), &mut |rows| {
+        bytes += rows.bytes.len();
+        Ok(())
+    })?;
+    assert_eq!((info.width, info.height, bytes), (8, 8, 8 * 8 * 3));
+
+    let refused = look(&job.id, vec![99]).await.expect_err("there is no such task").to_string();
+    assert!(refused.starts_with("InvalidArgument: tasks: holds 99"), "{refused}");
+    assert_eq!(digests(&farm.finished(&job.id).await?), want, "looking changes nothing");
+    within("the end of the stream", async {
+        while previews.message().await?.is_some() {}
+        Ok(())
+    })
+    .await?;
+    let mut ended = look(&job.id, Vec::new()).await?.into_inner();
+    assert_eq!(within("the end of the stream", async { Ok(ended.message().await?) }).await?, None);
+
+    let tiles = farm.submit(&png(16, 16), v1::UpscaleJob::default()).await?;
+    let refused = look(&tiles.id, Vec::new()).await.expect_err("tiles cannot be seen").to_string();
+    assert!(refused.starts_with("FailedPrecondition: ") && refused.contains("in tiles"), "{refused}");
+    let refused = look("none", Vec::new()).await.expect_err("there is no such job").to_string();
+    assert!(refused.starts_with("NotFound: "), "{refused}");
     Ok(())
 }
 

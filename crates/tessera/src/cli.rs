@@ -115,6 +115,16 @@ embedded in this process makes the plan, out of the cache folder's results.
 The time is that of rendering alone, on the workers that are there while they have nothing else to do; fetching, storing and
 pasting are not counted. Workers measure how fast they are while they render; until then it is a first guess.";
 
+const PREVIEW_EXAMPLES: &str = "\
+Examples:
+  tessera preview 0194b3c2-…
+  tessera preview 0194b3c2-… --task 3 -o previews/ --json
+  tessera preview 0194b3c2-… --once
+
+Workers draw previews only while somebody looks, and results are the same with and without. A preview is a rough
+picture of what a step is on its way to, with a pixel for every 8 by 8 of the result. Jobs that redraw have them
+(segs-detail, segs-upscale, latent-upscale); a task's number is its index in the plan.";
+
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -150,6 +160,9 @@ pub enum Command {
     Plan(Box<Plan>),
     /// Shows and steers jobs
     Jobs(Jobs),
+    /// Shows what a job is redrawing, while it does; prints the files' paths
+    #[command(after_help = PREVIEW_EXAMPLES)]
+    Preview(Preview),
     /// Lists the workers of a farm
     Workers(Ask),
     /// Shows and adds models
@@ -407,6 +420,23 @@ pub struct OneJob {
     pub ask: Ask,
 }
 
+/// `tessera preview`.
+#[derive(Debug, Args)]
+pub struct Preview {
+    /// Which job.
+    #[command(flatten)]
+    pub job: OneJob,
+    /// Only this task, by its index in the plan; may be given several times [default: all]
+    #[arg(long = "task", value_name = "INDEX")]
+    pub tasks: Vec<u64>,
+    /// The folder that the newest preview of each task goes to, as task-INDEX.png [default: one called as the job]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Stop after one round: when a task comes for the second time, or each --task has come [default: at the job's end]
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// `tessera models`.
 #[derive(Debug, Args)]
 pub struct Models {
@@ -617,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn segs_and_plans_take_their_flags() {
+    fn segs_plans_and_previews_take_their_flags() {
         let segs = |line: &str| match parse(line).unwrap() {
             Command::Segs(segs) => segs.command,
             other => panic!("{other:?}"),
@@ -637,6 +667,12 @@ mod tests {
             let error = parse(&format!("segs tiles 64x64 -o a.json {wrong}")).unwrap_err();
             assert!(error.contains(wrong.split_once(' ').unwrap().0), "{error}");
         }
+        let Command::Preview(preview) = parse("preview job-1 --task 3 --task 5 --once --json").unwrap() else {
+            panic!("no preview")
+        };
+        assert_eq!((&*preview.job.job, &preview.tasks[..], preview.output), ("job-1", &[3, 5][..], None));
+        assert!(preview.once && preview.job.ask.json);
+        assert!(parse("preview").is_err() && parse("preview job-1 --task x").unwrap_err().contains("--task"));
         let Command::Plan(plan) = parse("plan JOB.json --workers 2,8 --dot").unwrap() else { panic!("no plan") };
         assert_eq!((plan.workers, plan.dot, plan.json), (vec![2, 8], true, false));
         assert!(parse("plan JOB.json --workers 0").is_err());

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod jobs;
 pub mod models;
 pub mod plan;
+pub mod preview;
 pub mod redraw;
 pub mod run;
 pub mod sample;

@@ -113,6 +113,9 @@ fn run(command: Command) -> Outcome {
                 command::jobs::fetch(&job.job, &output, force, job.ask.json, config).await
             }),
         },
+        Command::Preview(mut args) => {
+            ask(std::mem::take(&mut args.job.ask.config), async |config| command::preview::run(args, config).await)
+        }
         Command::Workers(args) => ask(args.config, async |config| command::workers::run(args.json, config).await),
         Command::Models(args) => match args.command {
             ModelsCommand::List(flags) => {

@@ -1,7 +1,10 @@
 //! Following a job to its end.
 
+use std::{cell::Cell, ops::ControlFlow};
+
 use anyhow::Context as _;
 use proto::v1::{self, JobState, job_event::Event};
+use tonic::{Response, Status, Streaming};
 
 use crate::client::{Farm, call, is_passing, refused};
 
@@ -29,24 +32,60 @@ pub fn word(state: JobState) -> &'static str {
 ///
 /// A coordinator that goes away is waited for, and no event is told twice.
 pub async fn follow(farm: &Farm, id: &str, mut see: impl FnMut(&v1::JobEvent)) -> anyhow::Result<v1::Job> {
-    let mut after_sequence = 0;
+    let seen = Cell::new(0);
+    let open = || {
+        let (mut jobs, job_id, after_sequence) = (farm.jobs.clone(), id.to_owned(), seen.get());
+        async move { jobs.watch_job(v1::WatchJobRequest { job_id, after_sequence }).await }
+    };
+    let take = |answer: v1::WatchJobResponse| {
+        let event = answer.event.context("the server sent no event")?;
+        seen.set(event.sequence.max(seen.get()));
+        see(&event);
+        Ok(ControlFlow::Continue(()))
+    };
+    Ok(until_over(farm, id, "WatchJob", open, take).await?.expect("nothing but the job's end is enough"))
+}
+
+/// Shows `see` what the job `id` looks like, or `tasks` of it if there are any, until it ends or `see` has seen enough;
+/// returns the job if it ended. A coordinator that goes away is waited for.
+pub async fn previews(
+    farm: &Farm,
+    id: &str,
+    tasks: &[u64],
+    see: impl FnMut(v1::WatchPreviewsResponse) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<Option<v1::Job>> {
+    let open = || {
+        let (mut jobs, job_id, tasks) = (farm.jobs.clone(), id.to_owned(), tasks.to_owned());
+        async move { jobs.watch_previews(v1::WatchPreviewsRequest { job_id, tasks }).await }
+    };
+    until_over(farm, id, "WatchPreviews", open, see).await
+}
+
+/// Hands what the streams of the call `name` bring to `take` until the job `id` ends, which is returned, or `take` has
+/// enough.
+async fn until_over<M, F>(
+    farm: &Farm,
+    id: &str,
+    name: &'static str,
+    open: impl Fn() -> F,
+    mut take: impl FnMut(M) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<Option<v1::Job>>
+where
+    F: Future<Output = Result<Response<Streaming<M>>, Status>>,
+{
     loop {
-        let mut events = call("WatchJob", || {
-            let (mut jobs, job_id) = (farm.jobs.clone(), id.to_owned());
-            async move { jobs.watch_job(v1::WatchJobRequest { job_id, after_sequence }).await }
-        })
-        .await?;
+        let mut stream = call(name, &open).await?;
         loop {
-            match events.message().await {
-                Ok(Some(answer)) => {
-                    let event = answer.event.context("the server sent no event")?;
-                    after_sequence = after_sequence.max(event.sequence);
-                    see(&event);
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    if take(message)?.is_break() {
+                        return Ok(None);
+                    }
                 }
                 Ok(None) => {
                     let job = farm.job(id).await?;
                     if is_over(job.state()) {
-                        return Ok(job);
+                        return Ok(Some(job));
                     }
                     break; // the stream ended before the job did: the coordinator is leaving
                 }
