@@ -88,8 +88,8 @@ pub fn forecast(planned: &Planned, crew: &Crew, workers: &[u32], draws: bool) ->
         warnings: job.warnings.clone(),
         dot: if draws { schedule.dot(|task| is_found[task as usize]) } else { String::new() },
         job: Some(job_to_wire(job)),
-        workers: crew.len(),
-        duration: times.as_ref().and_then(|_| duration(timing.speed_up(crew.len()))),
+        workers: crew.workers(),
+        duration: times.as_ref().and_then(|_| duration(timing.speed_up(crew.workers()))),
         is_measured: times.as_ref().is_some_and(|times| times.are_measured),
         results_bytes,
     }
@@ -106,7 +106,7 @@ struct Times {
 /// How long a worker of `crew` takes on average for each task of `plan`, which cost `costs`; `None`: there is nobody, or nobody
 /// says how fast it is at one of them.
 fn times(plan: &Plan, costs: &[u64], crew: &Crew) -> Option<Times> {
-    if crew.len() == 0 {
+    if crew.workers() == 0 {
         return None;
     }
     let speeds: Vec<Option<MeanSpeed>> =

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use broker::{Broker, Message};
+use broker::{Broker, Listener, Message};
 use domain::{job::JobId, region::Region, task::ResultKey};
+use futures::stream::{self, StreamExt as _};
 use proto::{
     farm::{Names, Preview, Wish},
     v1,
@@ -60,7 +61,10 @@ impl Previews {
     /// If the broker cannot be reached.
     pub async fn watch(self, id: JobId, tasks: BTreeSet<u64>) -> Result<mpsc::Receiver<Shown>, Refusal> {
         let lost = |source| Refusal::Unavailable { what: "the broker", source: Box::new(source) };
-        let mut heard = self.broker.listen(&self.names.previews()).await.map_err(lost)?;
+        let heard = self.broker.listen(&self.names.previews()).await.map_err(lost)?;
+        // A listener that has lost its broker and begins anew does not start over each time that something else comes first.
+        let next = |mut heard: Box<dyn Listener>| async move { Some((heard.next().await, heard)) };
+        let mut heard = stream::unfold(heard, next).boxed();
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut looks = interval(LOOK);
@@ -77,7 +81,7 @@ impl Previews {
                             told = Instant::now();
                         }
                     }
-                    message = heard.next() => match message {
+                    Some(message) = heard.next() => match message {
                         Ok(message) => match Preview::decode(&message.body) {
                             Ok(preview) => look.note(&preview),
                             Err(error) => tracing::warn!(error = chain(&error), "heard what is no preview of ours"),

@@ -107,7 +107,7 @@ pub struct MeanSpeed {
 
 impl Crew {
     /// How many they are.
-    pub fn len(&self) -> u32 {
+    pub fn workers(&self) -> u32 {
         u32::try_from(self.speeds.len()).unwrap_or(u32::MAX)
     }
 
@@ -221,7 +221,7 @@ pub(crate) mod tests {
         let place = |class: &str| Place::Class(class.parse().unwrap());
         let check = |said: &[&str], operation: &str, want: Option<(f64, bool)>| {
             let crew = roster(said).crew(&place("cpu.x.f32"), Timestamp(1));
-            assert_eq!(crew.len() as usize, said.len());
+            assert_eq!(crew.workers() as usize, said.len());
             let speed = crew.speed(operation).map(|mean| (mean.mega_multiply_adds_per_second, mean.is_measured));
             assert_eq!(speed, want, "{operation} of {said:?}");
         };
@@ -240,9 +240,9 @@ pub(crate) mod tests {
         leaving.worker.draining = true;
         roster.note(&leaving, Timestamp(0));
         roster.note(&beat("other", "cuda.y.f32", false), Timestamp(0));
-        assert_eq!(roster.crew(&place("cpu.x.f32"), Timestamp(1)).len(), 1);
+        assert_eq!(roster.crew(&place("cpu.x.f32"), Timestamp(1)).workers(), 1);
         let any = roster.crew(&Place::AnyWorker, Timestamp(1));
-        assert_eq!((any.len(), any.speed("redraw").map(|mean| mean.is_measured)), (2, Some(false)));
-        assert_eq!(roster.crew(&Place::Coordinator, Timestamp(1)).len(), 0);
+        assert_eq!((any.workers(), any.speed("redraw").map(|mean| mean.is_measured)), (2, Some(false)));
+        assert_eq!(roster.crew(&Place::Coordinator, Timestamp(1)).workers(), 0);
     }
 }

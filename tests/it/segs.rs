@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 /// Steps enough that somebody sees them.
-const STEPS: u32 = 600;
+const STEPS: u32 = 120;
 
 /// The side of the tiles that segments are cut in.
 const SIDE: u32 = 64;

@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     patience::{Pauses, persist},
     speeds::Speeds,
-    turns::{Rendered, Ticket, Turns, Wish},
+    turns::{Candidate, Rendered, Ticket, Turns},
 };
 
 /// Everything that the attempts of one worker share.
@@ -253,13 +253,8 @@ impl Bench {
         }
         let fetch = self.fetch(order, watch).instrument(info_span!("fetch"));
         let work = self.unless_stopped(watch, fetch).await??;
-        let Ticket { begun, done } = self.turns.enter(Wish {
-            priority,
-            dispatch: order.dispatch,
-            class: class.clone(),
-            work,
-            watch: watch.clone(),
-        });
+        let Ticket { begun, done } =
+            self.turns.enter(Candidate { priority, class: class.clone(), work, watch: watch.clone() });
         // Until its turn comes it can be dropped; from then on the engine hears when to stop.
         self.unless_stopped(watch, begun).await?.expect("every place in line has its turn");
         let rendered = done.await.expect("whatever has begun is answered");

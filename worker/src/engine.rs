@@ -51,12 +51,17 @@ pub trait Engine: Send + Sync {
     /// can, it shows what it is at ([`Previews::show`]), which changes no number of the result.
     fn render(&self, class: &ComputeClass, work: &Work, watch: &Watch) -> Result<Vec<f32>, RenderError>;
 
-    /// Renders tasks that go with one another ([`Work::goes_with`]) at once, where the device gains from that; as [`Engine::render`]
-    /// does each, in their order.
-    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)]) -> Vec<Result<Vec<f32>, RenderError>> {
-        tasks.iter().map(|(work, watch)| self.render(class, work, watch)).collect()
+    /// Renders tasks that go with one another ([`Work::goes_with`]), at once where the device gains from that, and tells `done` of
+    /// each as soon as it is over: its index, and what [`Engine::render`] would return of it, up to rounding.
+    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)], done: &Done<'_>) {
+        for (index, (work, watch)) in tasks.iter().enumerate() {
+            done(index, self.render(class, work, watch));
+        }
     }
 }
+
+/// Hears how each task of a batch ended.
+pub type Done<'a> = dyn Fn(usize, Result<Vec<f32>, RenderError>) + Sync + 'a;
 
 /// What a panic says.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -113,7 +118,7 @@ impl Work {
         one.into_iter().chain(several.into_iter().flatten())
     }
 
-    /// Whether it and `other` can be a batch: segments of one job, redrawn at one size.
+    /// Whether it and `other` can be a batch: segments that have all in common with others of their job, redrawn at one size.
     pub fn goes_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Redraw(own), Self::Redraw(other)) => own.seg.size == other.seg.size && own.context == other.context,

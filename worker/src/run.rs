@@ -117,12 +117,17 @@ pub async fn run_with(
     for queue in topology(&names, classes, config.delivery_limit) {
         broker.declare(&queue).await.with_context(|| format!("cannot declare queue `{}`", queue.name))?;
     }
-    if let Some(warning) = broker.delivery_warning(config.longest_task) {
+    // A task of a batch may wait for one batch and be in the next, each as long as all of its tasks.
+    let batches = u32::try_from(config.batch).unwrap_or(u32::MAX);
+    let longest = config.longest_task.saturating_mul(if batches == 1 { 1 } else { batches.saturating_mul(2) });
+    if let Some(warning) = broker.delivery_warning(longest) {
         warn!(warning, "the longest task may be taken away from this worker");
     }
     // Before the first order: a revocation is heard once.
     let revocations = broker.listen(&names.revoked()).await.context("cannot listen to revocations")?;
     let wishes = broker.listen(&names.wishes()).await.context("cannot listen to wishes for previews")?;
+    // While a batch is rendered, the next one gathers.
+    let long = config.slots.saturating_mul(if config.batch == 1 { 1 } else { config.batch.saturating_mul(2) });
     let mut queues = Vec::new();
     for priority in Priority::ALL {
         let mut equals = Vec::new();
@@ -137,7 +142,7 @@ pub async fn run_with(
             let is_ahead = pace == Pace::Short && place != Place::AnyWorker;
             let prefetch = match pace {
                 Pace::Short => config.slots + usize::from(is_ahead),
-                Pace::Long => config.slots.saturating_mul(config.batch),
+                Pace::Long => long,
             };
             let consumer = broker.consume(&queue, u16::try_from(prefetch).unwrap_or(u16::MAX)).await;
             equals.push(deliveries(consumer.with_context(|| format!("cannot take tasks from queue `{queue}`"))?));
@@ -174,7 +179,7 @@ pub async fn run_with(
     info!(worker.id = bench.worker, classes, slots = config.slots, "taking tasks");
     context.health.ready("worker");
     let teller = Teller { bench: bench.clone(), started: now() };
-    let seats = config.slots.saturating_mul(config.batch).saturating_add(AHEAD).min(Semaphore::MAX_PERMITS);
+    let seats = long.saturating_add(AHEAD).min(Semaphore::MAX_PERMITS);
     let result = tokio::select! {
         result = work(&bench, queues, seats, config.grace) => result,
         error = hear(revocations, |body| hear_revocation(&bench.board, body)) => {
@@ -228,6 +233,7 @@ async fn work(
             warn!(task.count = attempts.len(), "leaving what does not stop");
         }
     }
+    bench.leaving.cancel(); // whatever renders now, renders for nobody
     // Only now: a consumer takes with it what is still unsettled.
     drop(queues);
     match lost {

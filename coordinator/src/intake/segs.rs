@@ -405,13 +405,16 @@ impl Intake {
             mask_irregularity: request.mask_irregularity,
             irregular_mask_mode: mode.map_err(pixel_fault(&path("irregular_mask_mode")))?,
         };
+        if request.filter_in_segs.is_some() || request.filter_out_segs.is_some() {
+            self.check_mask(&path("filter_in_segs"), ground.found_in)?; // a filter becomes as large as the picture
+        }
         let filter_in = self.filter(&path("filter_in_segs.segs"), request.filter_in_segs).await?;
         let filter_out = self.filter(&path("filter_out_segs.segs"), request.filter_out_segs).await?;
         let mut drawing = Drawing::new(request.seed);
         let draw = move |side, rough| drawing.draw(side, rough);
         let plan = move || node.plan(ground.found_in, filter_in, filter_out, draw);
         let tiles = blocking("planning tiles", plan).await?.map_err(pixel_fault(&path("min_overlap")))?;
-        check_count(&path("bbox_size"), tiles.most(), "larger tiles are fewer")?;
+        check_count(&path("bbox_size"), tiles.most().max(tiles.drawings()), "larger tiles are fewer")?;
         self.check_mask(&path("crop_factor"), tiles.largest())?;
         self.lay_found(at, tiles, ground).await
     }

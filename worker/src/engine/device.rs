@@ -2,7 +2,12 @@
 //!
 //! What it renders with them is in [`super::upscale`] and [`super::redraw`].
 
-use std::{any::Any, thread};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::Context as _;
 use domain::{digest::Digest, region::Size, task::ComputeClass};
@@ -14,7 +19,7 @@ use service::{config, report::Hinted as _};
 use tracing::{Span, warn};
 
 use super::{
-    DeviceFacts, Engine, RenderError, Watch, Work,
+    DeviceFacts, Done, Engine, RenderError, Verdict, Watch, Work,
     cache::Cache,
     panic_message,
     room::{Promise, Room},
@@ -222,19 +227,34 @@ impl Engine for DeviceEngine {
         }
     }
 
-    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)]) -> Vec<Result<Vec<f32>, RenderError>> {
+    fn render_batch(&self, class: &ComputeClass, tasks: &[(&Work, &Watch)], done: &Done<'_>) {
         // Each has a thread and a seat: what they have in common is that they ask one network about as many pixels.
-        let each = |((work, watch), seat): (&(&Work, &Watch), Seat)| match work {
+        let each = |(work, watch): (&Work, &Watch), seat: Seat| match work {
             Work::Redraw(work) => self.redraw(self.precision_of(class), work, watch, Some(seat)),
             _ => self.render(class, work, watch),
         };
-        let span = Span::current();
+        let (span, too_large) = (Span::current(), Mutex::new(Vec::new()));
         thread::scope(|scope| {
-            let begin = |task| scope.spawn(|| span.in_scope(|| each(task)));
-            let begun: Vec<_> = tasks.iter().zip(batch::seats(tasks.len())).map(begin).collect();
-            let panicked = |panic: Box<dyn Any + Send>| RenderError::Panicked { message: panic_message(&*panic) };
-            begun.into_iter().map(|task| task.join().unwrap_or_else(|panic| Err(panicked(panic)))).collect()
-        })
+            for ((index, task), seat) in tasks.iter().enumerate().zip(batch::seats(tasks.len())) {
+                let (each, span, too_large) = (&each, &span, &too_large);
+                scope.spawn(move || {
+                    let rendered = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| each(*task, seat))));
+                    let panicked =
+                        |panic: Box<dyn Any + Send>| Err(RenderError::Panicked { message: panic_message(&*panic) });
+                    match rendered.unwrap_or_else(panicked) {
+                        Err(error) if error.verdict() == Verdict::Replan => {
+                            too_large.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+                        }
+                        rendered => done(index, rendered),
+                    }
+                });
+            }
+        });
+        // What had too little room beside the others may have enough alone.
+        for index in too_large.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let (work, watch) = tasks[index];
+            done(index, self.render(class, work, watch));
+        }
     }
 }
 
@@ -243,7 +263,6 @@ mod tests {
     use domain::region::Region;
 
     use super::*;
-    use crate::engine::Verdict;
 
     #[test]
     fn a_job_is_planned_anew_for_what_the_machine_has_and_not_for_what_is_free_at_the_moment() {

@@ -228,6 +228,9 @@ impl Diffusion for Networks<'_> {
     }
 
     fn decode(&mut self, canvas: &Canvas) -> Result<Frames, DetailError> {
+        if let Some(seat) = self.redraw.seat {
+            seat.leave(); // there are no more calls to wait for
+        }
         let watch = Share { watch: self.watch, from: 1.0 - DECODING, part: DECODING };
         Ok(frames(self.redraw.decode(canvas, &watch)?)?)
     }

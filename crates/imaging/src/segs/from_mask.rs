@@ -58,10 +58,7 @@ impl MaskToSegs {
         let parts = if self.combined {
             self.all_in_one(&mask).map(|bbox| Part { bbox, runs: Vec::new() }).into_iter().collect()
         } else {
-            let is_kept = |Part { bbox, .. }: &Part| bbox.width() > self.drop_size && bbox.height() > self.drop_size;
-            let mut parts = parts(&mask);
-            parts.retain(is_kept);
-            parts
+            parts(&mask, |bbox| bbox.width() > self.drop_size && bbox.height() > self.drop_size)
         };
         MaskSegs { node: *self, mask, parts }
     }
@@ -189,25 +186,39 @@ struct Run {
     to: u32,
 }
 
-/// The parts of a mask in reading order of their first pixels.
+/// The parts of a mask whose boxes are kept, in reading order of their first pixels.
 ///
-/// Rows are read once and what follows goes by their runs, so that a part costs its outline.
-fn parts(mask: &Mask) -> Vec<Part> {
+/// Rows are read once and what follows goes by their runs, so that a part costs its outline, and one that is not kept its box.
+fn parts(mask: &Mask, is_kept: impl Fn(&Corners) -> bool) -> Vec<Part> {
     let runs = filled(mask);
     let mut joined = Joined::by_touch(&runs, 0, 1);
-    let mut parts: Vec<Part> = Vec::new();
-    let mut numbers = vec![0; runs.len()]; // of the part that a run is the first of
-    for (index, &run) in runs.iter().enumerate() {
+    let mut boxes: Vec<Corners> = Vec::new();
+    let mut numbers: Vec<usize> = Vec::with_capacity(runs.len()); // of the box that a run belongs to
+    for (index, run) in runs.iter().enumerate() {
         let first = joined.first(index);
         if first == index {
-            numbers[index] = parts.len();
-            parts.push(Part { bbox: Region::new(run.from, run.y, run.to - run.from, 1).into(), runs: Vec::new() });
+            numbers.push(boxes.len());
+            boxes.push(Region::new(run.from, run.y, run.to - run.from, 1).into());
+        } else {
+            numbers.push(numbers[first]);
         }
-        let Part { bbox, runs } = &mut parts[numbers[first]];
+        let bbox = &mut boxes[numbers[index]];
         bbox.x1 = bbox.x1.min(run.from.into());
         bbox.x2 = bbox.x2.max(run.to.into());
         bbox.y2 = i64::from(run.y) + 1;
-        runs.push(run);
+    }
+    let mut parts: Vec<Part> = Vec::new();
+    let mut place = |bbox: Corners| {
+        is_kept(&bbox).then(|| {
+            parts.push(Part { bbox, runs: Vec::new() });
+            parts.len() - 1
+        })
+    };
+    let places: Vec<Option<usize>> = boxes.into_iter().map(&mut place).collect();
+    for (run, number) in runs.into_iter().zip(numbers) {
+        if let Some(place) = places[number] {
+            parts[place].runs.push(run);
+        }
     }
     parts
 }

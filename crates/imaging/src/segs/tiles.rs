@@ -267,6 +267,14 @@ impl<D: FnMut(u32, f64) -> Mask> TileSegs<D> {
         Size::new(side(&self.columns), side(&self.rows))
     }
 
+    /// How many drawings the segments take: one for each tile, also for those that filters leave out, or none.
+    pub fn drawings(&self) -> u64 {
+        match self.edges {
+            Edges::Straight | Edges::Reused(_) => 0,
+            Edges::Drawn { .. } => self.tiles(),
+        }
+    }
+
     /// How many tiles the picture is covered with, before filters.
     fn tiles(&self) -> u64 {
         self.columns.count * self.rows.count

@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,13 +33,15 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Seat {
     table: Arc<Table>,
     number: usize,
+    /// Whether nobody waits for its calls any more.
+    has_left: AtomicBool,
 }
 
 /// Seats for `count` runs. As long as one of them makes no call, and keeps its seat, the others wait.
 pub fn seats(count: usize) -> Vec<Seat> {
     let table = Arc::new(Table::default());
     table.lock().seated = count;
-    (0..count).map(|number| Seat { table: table.clone(), number }).collect()
+    (0..count).map(|number| Seat { table: table.clone(), number, has_left: AtomicBool::new(false) }).collect()
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +97,9 @@ impl Seat {
         control: Option<&Residuals>,
         watch: &dyn Watch,
     ) -> Result<Tensor> {
+        if self.has_left.load(Ordering::Relaxed) {
+            return unet.forward(inputs, control, watch);
+        }
         match self.word(Call::of(unet, inputs, control), watch)? {
             Word::Made(answer) => Ok(answer),
             Word::Alone => unet.forward(inputs, control, watch),
@@ -110,6 +118,17 @@ impl Seat {
                 }
             }
         }
+    }
+
+    /// Leaves: others wait for its calls no longer, and those that come are made alone.
+    pub fn leave(&self) {
+        if self.has_left.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.table.lock();
+        state.seated -= 1;
+        state.gather();
+        self.table.changed.notify_all();
     }
 
     /// Waits until everybody has made a call, and says what becomes of this one.
@@ -135,10 +154,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut state = self.table.lock();
-        state.seated -= 1;
-        state.gather();
-        self.table.changed.notify_all();
+        self.leave();
     }
 }
 

@@ -215,7 +215,7 @@ pub const KEYS: &[Key] = &[
         WORKER | EMBEDDED,
         "count",
         Is("1"),
-        "Segments of one size and job that a slot redraws at once; above 1, a worker holds as many",
+        "Segments of one size and job that a slot redraws at once; above 1, a worker holds twice as many",
     ),
     key(
         "model_cache",

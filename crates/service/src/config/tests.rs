@@ -83,6 +83,7 @@ fn each_wrong_value_is_named_with_its_key_and_where_it_came_from() {
         ("device", "tpu"),
         ("worker_id", "a b"),
         ("slots", "0"),
+        ("batch", "0"),
         ("model_cache_bytes", "x"),
         ("model_memory_bytes", "x"),
         ("beat_interval", "0"),
