@@ -141,6 +141,9 @@ impl Engine for Nothing {
 /// How many farms there were in this process: each has queues of its own.
 static FARMS: AtomicU32 = AtomicU32::new(0);
 
+/// How many workers there were in this process: each has a name of its own.
+static WORKERS: AtomicU32 = AtomicU32::new(0);
+
 /// A farm in this process, on the services that are there or in memory.
 struct InProcess {
     store: Arc<dyn Store>,
@@ -186,6 +189,7 @@ impl InProcess {
     fn add_worker(&self, engine: Arc<dyn Engine>, slots: usize) {
         let mut config = self.config.worker.clone();
         config.slots = slots;
+        config.id = format!("worker-{}", WORKERS.fetch_add(1, Ordering::Relaxed));
         let (store, broker, context) = (self.store.clone(), self.broker.clone(), self.context.clone());
         tokio::spawn(async move { worker::run_with(config, engine, store, broker, context).await.expect("it runs") });
     }
