@@ -261,8 +261,8 @@ impl InProcess {
 /// An engine that takes its time, and answers with black.
 struct Sleeps(ComputeClass);
 
-/// How long a task takes: long beside what the farm itself costs, as real ones are.
-const NAP: Duration = Duration::from_millis(500);
+/// How long a task takes: long beside what the farm itself costs, as real ones are, which take seconds on the fastest cards.
+const NAP: Duration = Duration::from_secs(1);
 
 impl Engine for Sleeps {
     fn classes(&self) -> &[ComputeClass] {
