@@ -117,17 +117,16 @@ pub async fn run_with(
     for queue in topology(&names, classes, config.delivery_limit) {
         broker.declare(&queue).await.with_context(|| format!("cannot declare queue `{}`", queue.name))?;
     }
-    // A task of a batch may wait for one batch and be in the next, each as long as all of its tasks.
-    let batches = u32::try_from(config.batch).unwrap_or(u32::MAX);
-    let longest = config.longest_task.saturating_mul(if batches == 1 { 1 } else { batches.saturating_mul(2) });
+    // Long tasks in hand for each slot: while a batch is rendered, the next one gathers, and may wait as long as all of them take.
+    let long_each = if config.batch == 1 { 1 } else { config.batch.saturating_mul(2) };
+    let longest = config.longest_task.saturating_mul(u32::try_from(long_each).unwrap_or(u32::MAX));
     if let Some(warning) = broker.delivery_warning(longest) {
         warn!(warning, "the longest task may be taken away from this worker");
     }
     // Before the first order: a revocation is heard once.
     let revocations = broker.listen(&names.revoked()).await.context("cannot listen to revocations")?;
     let wishes = broker.listen(&names.wishes()).await.context("cannot listen to wishes for previews")?;
-    // While a batch is rendered, the next one gathers.
-    let long = config.slots.saturating_mul(if config.batch == 1 { 1 } else { config.batch.saturating_mul(2) });
+    let long = config.slots.saturating_mul(long_each);
     let mut queues = Vec::new();
     for priority in Priority::ALL {
         let mut equals = Vec::new();
